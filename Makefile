@@ -1,0 +1,65 @@
+# `make demo` and `make test` start from a bare clone: they create .venv, install, and run. Only Python and make are needed.
+
+SHELL = /bin/sh
+BIN = .venv/bin
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: help demo test test-slow format clean
+
+help:
+	@echo "make demo       install Bridle into .venv and show it working"
+	@echo "make test       install it with its checks and run them: lint, format, types, tests"
+	@echo "make test-slow  the tests that need the package index"
+	@echo "make format     put the code into its form"
+	@echo "make clean      remove what checks and builds left behind; .venv stays"
+
+demo: .venv/.installed
+	@$(BIN)/bridle demo
+
+test: .venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/ty check --python .venv
+	$(BIN)/python -m pytest
+
+test-slow: .venv/.installed-dev
+	$(BIN)/python -m pytest -m slow
+
+format: .venv/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache
+	find src tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# Says what is fetched and how big it is, in place of pip's hundreds of lines; pip's errors come through as they are.
+# The loop's exit status is the pipeline's, so a failed pip fails the rule in a plain sh too.
+INSTALL = install() { \
+	echo "Installing $$2 into .venv: once, one to two minutes and about 1.5 GB on disk (PyTorch is most of it)."; \
+	{ $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e "$$1" || echo "failed"; } | \
+	while read -r word rest; do case "$$word $$rest" in \
+		Downloading*MB\)) echo "  fetching $$rest" ;; \
+		Installing\ collected*) echo "  unpacking" ;; \
+		failed*) echo "The installation failed; pip says why above." >&2; exit 1 ;; \
+	esac; done; }; install
+
+.venv/.installed: pyproject.toml constraints.txt | $(BIN)/pip
+	@$(INSTALL) "." "Bridle"
+	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt | $(BIN)/pip
+	@$(INSTALL) ".[dev]" "Bridle and its checks"
+	@touch .venv/.installed $@
+
+# pip comes last into a new environment, so its presence tells a whole one from one that broke off half-way.
+# The default python3 goes first; a candidate is run, because a name on the path may be a shim that leads nowhere.
+$(BIN)/pip:
+	@for python in python3 python3.13 python3.12 python3.11; do \
+		if "$$python" -c "import sys; sys.exit(sys.version_info < (3, 11))" 2>/dev/null; then \
+			echo "Creating .venv with $$("$$python" --version)."; \
+			exec "$$python" -m venv .venv; \
+		fi; \
+	done; \
+	echo "Bridle needs Python 3.11 or newer; python3 is $$(python3 --version 2>&1). Install it and run make again." >&2; \
+	exit 1

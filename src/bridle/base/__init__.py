@@ -1,0 +1,1 @@
+"""The locked model: finding it, loading it, and its frozen encoders."""

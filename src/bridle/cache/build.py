@@ -1,0 +1,189 @@
+"""Encode a data set once. In: a source, settings and encoders. Out: a cache folder, reused until something changes."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from bridle.atomic import write_text
+from bridle.cache.encode import Encoders, to_channels_first, to_pixels
+from bridle.cache.fingerprint import Fingerprint, describe_change, take_fingerprint
+from bridle.cache.index import HELD_OUT, INDEX, TRAIN, Index, Row, read_index, write_index
+from bridle.cache.shards import PairWriter, write_captions
+from bridle.cache.store import Cache
+from bridle.data.annotate.annotator import Annotator
+from bridle.data.example import Example, Quarantined, Record
+from bridle.data.load import choose_held_out, load_example
+from bridle.data.settings import DataSettings
+from bridle.data.sources import Source
+from bridle.errors import CacheError, ConfigError, DataError
+
+QUARANTINE = "quarantine.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """One draw of one pair, before it is decoded."""
+
+    record: Record
+    variant: int
+    split: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.record.id}#{self.variant}"
+
+
+def build_cache(
+    source: Source, settings: DataSettings, annotator: Annotator, encoders: Encoders, folder: Path, batch: int = 16
+) -> Cache:
+    """Encode every pair and every distinct caption, or reuse what `folder` holds if nothing has changed.
+
+    Says on stderr which of the two happened, and why. Pairs that cannot be decoded are listed in quarantine.jsonl.
+
+    Args:
+        source: the pairs.
+        settings: how they are cut and drawn.
+        annotator: makes the hints of a source that brings none.
+        encoders: of the base.
+        folder: of the cache; only files that a cache consists of are touched.
+        batch: pictures, or captions, encoded at once.
+
+    Raises:
+        ConfigError: the size does not fit the base.
+        DataError: no pair could be decoded, or none is left to train on.
+    """
+    if settings.size_px % encoders.size_factor:
+        raise ConfigError(f"setting size_px is {settings.size_px}; expected a multiple of {encoders.size_factor}")
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    fingerprint = take_fingerprint(source, settings, annotator, encoders, folder)
+    reason = _find_reason(folder, fingerprint)
+    if reason is None:
+        console.print("cache reused: nothing has changed")
+    else:
+        console.print(f"cache built: {reason}")
+        _build(source, settings, annotator, encoders, folder, batch, fingerprint, console)
+    cache = Cache.open(folder)
+    # Also when reused: a new picture without a caption changes no sample, but its owner wants to know.
+    _write_quarantine(folder, [*source.quarantine, *cache.undecodable], console)
+    console.print(cache.summary())
+    return cache
+
+
+def _find_reason(folder: Path, fingerprint: Fingerprint) -> str | None:
+    """Why a cache has to be built; None: it need not be."""
+    if not (folder / INDEX).exists():
+        return f"{folder} holds no finished one"
+    try:
+        change = describe_change(read_index(folder).fingerprint, fingerprint)
+    except CacheError as error:
+        return str(error).split(";")[0]  # without the remedy: this is it
+    return None if change is None else f"changed: {change}"
+
+
+def _build(
+    source: Source,
+    settings: DataSettings,
+    annotator: Annotator,
+    encoders: Encoders,
+    folder: Path,
+    batch: int,
+    fingerprint: Fingerprint,
+    console: Console,
+) -> None:
+    _clear(folder)
+    rows = {"": 0}  # caption -> its row, in order of first use
+    undecodable: list[Quarantined] = []
+    writer = PairWriter(folder)
+    samples = _list_samples(source, settings)
+    with torch.inference_mode():
+        for some in _show_progress(samples, batch, console):
+            loaded = list(_load(some, settings, annotator, undecodable))
+            if loaded:
+                _encode(loaded, encoders, writer, rows)
+        writer.flush()
+        if not any(row.split == TRAIN for shard in writer.shards for row in shard.rows):
+            _write_quarantine(folder, [*source.quarantine, *undecodable], console)
+            raise _nothing_left(source, settings, undecodable)
+        text = write_captions(folder, list(rows), encoders, batch)
+    index = Index(
+        fingerprint=fingerprint,
+        undecodable=tuple(undecodable),
+        captions=tuple(rows),
+        pairs=tuple(writer.shards),
+        text=tuple(text),
+    )
+    write_index(folder, index)
+
+
+def _clear(folder: Path) -> None:
+    """Remove an old cache, its index first: what is left of it when this is interrupted is not taken for a cache."""
+    (folder / INDEX).unlink(missing_ok=True)
+    for pattern in ("pairs-*.safetensors", "text-*.safetensors"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _list_samples(source: Source, settings: DataSettings) -> list[_Sample]:
+    held_out = choose_held_out([record.id for record in source.records], settings.held_out)
+    samples = []
+    for record in source.records:
+        if record.id in held_out:
+            samples.append(_Sample(record=record, variant=0, split=HELD_OUT))
+        else:
+            samples += [_Sample(record=record, variant=variant, split=TRAIN) for variant in range(settings.variants)]
+    return samples
+
+
+def _load(
+    samples: Sequence[_Sample], settings: DataSettings, annotator: Annotator, undecodable: list[Quarantined]
+) -> Iterator[tuple[_Sample, Example]]:
+    """Decode samples; a pair that fails is added to `undecodable` once, whatever its number of variants."""
+    for sample in samples:
+        try:
+            yield sample, load_example(sample.record, settings, annotator, sample.variant, sample.split == TRAIN)
+        except DataError as error:
+            if sample.variant == 0:
+                undecodable.append(Quarantined(id=sample.record.id, reason=str(error)))
+
+
+def _encode(
+    loaded: Sequence[tuple[_Sample, Example]], encoders: Encoders, writer: PairWriter, rows: dict[str, int]
+) -> None:
+    mean, std = encoders.encode_images(to_pixels([example.image for _, example in loaded]))
+    hint = to_channels_first([example.hint for _, example in loaded])
+    entries = [
+        Row(id=sample.id, caption=rows.setdefault(example.caption, len(rows)), split=sample.split)
+        for sample, example in loaded
+    ]
+    writer.add(entries, mean, std, hint)
+
+
+def _write_quarantine(folder: Path, quarantine: list[Quarantined], console: Console) -> None:
+    lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in quarantine]
+    write_text(folder / QUARANTINE, "".join(lines))
+    if quarantine:
+        console.print(f"{len(quarantine)} pairs were set aside; see {folder / QUARANTINE}")
+
+
+def _nothing_left(source: Source, settings: DataSettings, undecodable: list[Quarantined]) -> DataError:
+    if len(source.records) <= settings.held_out:
+        return DataError(
+            f"{source.folder} has {len(source.records)} pairs and held_out is {settings.held_out}, which leaves none to"
+            " train on; lower held_out"
+        )
+    shown = "; ".join(f"{item.id}: {item.reason}" for item in undecodable[:3])
+    return DataError(f"none of the training pairs of {source.folder} could be decoded, such as {shown}")
+
+
+def _show_progress(samples: list[_Sample], batch: int, console: Console) -> Iterator[list[_Sample]]:
+    """Hand out the samples in batches and move a bar as they are used up."""
+    with Progress(console=console) as progress:
+        task = progress.add_task("encoding pairs", total=len(samples))
+        for start in range(0, len(samples), batch):
+            yield samples[start : start + batch]
+            progress.advance(task, batch)

@@ -1,0 +1,146 @@
+"""Reading a cache: a folder in, batches out. Tensors are mapped, not loaded: a data set may be larger than memory."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from bridle.cache.fingerprint import hash_fingerprint
+from bridle.cache.index import HELD_OUT, TRAIN, Index, Row, damaged, read_index
+from bridle.data.example import Quarantined
+from bridle.errors import CacheError
+
+_OPEN_SHARDS = 64  # mapped at once; each is a file handle
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedBatch:
+    """B encoded pairs.
+
+    Args:
+        mean, std: [B, C, h, w] float32, the posterior of the latents, times the base's scaling factor.
+        hint: [B, K, H, W] float32 in [0, 1].
+        captions: B texts.
+        text: [B, L, D] float32, the captions' states.
+    """
+
+    mean: Tensor
+    std: Tensor
+    hint: Tensor
+    captions: tuple[str, ...]
+    text: Tensor
+
+
+class Cache:
+    """A finished cache.
+
+    Args:
+        folder: where it lies.
+        index: what it holds; use `Cache.open`, which reads it.
+    """
+
+    def __init__(self, folder: Path, index: Index) -> None:
+        self.folder = folder
+        self._index = index
+        self._places = {row.id: (shard.name, at, row) for shard in index.pairs for at, row in enumerate(shard.rows)}
+        self._text_ends = list(accumulate(shard.length for shard in index.text))
+        self._map = lru_cache(_OPEN_SHARDS)(self._map_shard)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Cache":
+        """Raises: CacheError: there is no finished cache in the folder, or it is damaged."""
+        return cls(folder, read_index(folder))
+
+    @property
+    def train_ids(self) -> tuple[str, ...]:
+        """Ids such as "cat.png#1": pair and variant."""
+        return self._list_ids(TRAIN)
+
+    @property
+    def held_out_ids(self) -> tuple[str, ...]:
+        """Ids of the pairs kept out of training, without any random draw."""
+        return self._list_ids(HELD_OUT)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits that change with the base, the annotator, the data settings or the data."""
+        return hash_fingerprint(self._index.fingerprint)
+
+    @property
+    def annotator(self) -> str:
+        """What made the hints: an annotator's name, or "files" where the data set brought them."""
+        return str(self._index.fingerprint["annotator"]["name"])
+
+    @property
+    def undecodable(self) -> tuple[Quarantined, ...]:
+        """Pairs that the source lists but whose files could not be used."""
+        return self._index.undecodable
+
+    @property
+    def empty_text(self) -> Tensor:
+        """[1, L, D] float32: the states of the empty caption."""
+        return self._read_text([0])
+
+    def batch(self, ids: Sequence[str]) -> CachedBatch:
+        """Read the samples of the given ids, in this order; an id may be given twice.
+
+        Raises: CacheError: an id is unknown, or a shard is damaged.
+        """
+        places = [self._find(id) for id in ids]
+        rows = [row for _, _, row in places]
+        return CachedBatch(
+            mean=self._read_pairs("mean", places),
+            std=self._read_pairs("std", places),
+            hint=self._read_pairs("hint", places).float() / 255,
+            captions=tuple(self._index.captions[row.caption] for row in rows),
+            text=self._read_text([row.caption for row in rows]),
+        )
+
+    def summary(self) -> str:
+        """One line: how many pairs, of what kind, how large, where."""
+        size_px = self._index.fingerprint["settings"]["size_px"]
+        size_mb = sum(shard.size_bytes for shard in self._index.shards) / 1e6
+        return (
+            f"{len(self.train_ids)} training and {len(self.held_out_ids)} held-out samples at {size_px} px, "
+            f"hints: {self.annotator}, {len(self._index.captions) - 1} captions, {size_mb:.1f} MB in {self.folder}"
+        )
+
+    def _list_ids(self, split: str) -> tuple[str, ...]:
+        return tuple(row.id for shard in self._index.pairs for row in shard.rows if row.split == split)
+
+    def _find(self, id: str) -> tuple[str, int, Row]:
+        try:
+            return self._places[id]
+        except KeyError:
+            raise CacheError(
+                f"sample {id!r} is not in cache {self.folder}; expected an id such as {next(iter(self._places))!r}"
+            ) from None
+
+    def _read_pairs(self, key: str, places: Sequence[tuple[str, int, Row]]) -> Tensor:
+        return torch.cat([self._read(name, key, at) for name, at, _ in places])
+
+    def _read_text(self, captions: Sequence[int]) -> Tensor:
+        parts = []
+        for row in captions:
+            shard = bisect_right(self._text_ends, row)
+            start = self._text_ends[shard - 1] if shard else 0
+            parts.append(self._read(self._index.text[shard].name, "states", row - start))
+        return torch.cat(parts)
+
+    def _read(self, name: str, key: str, at: int) -> Tensor:
+        """One row, [1, ...]."""
+        try:
+            row: Tensor = self._map(name).get_slice(key)[at : at + 1]
+        except (SafetensorError, OSError) as error:
+            raise damaged(self.folder, f"{name}: {error}") from None
+        return row
+
+    def _map_shard(self, name: str) -> Any:
+        return safe_open(self.folder / name, framework="pt")

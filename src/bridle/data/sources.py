@@ -1,0 +1,186 @@
+"""Which pairs a folder holds. In: a folder in one of three layouts. Out: records, and what was set aside and why.
+
+Fill50K          prompt.json, one object a line: {"source": hint, "target": picture, "prompt": caption}
+metadata.jsonl   one object a line: "file_name"; "text", "caption" or "prompt"; and "hint" or "conditioning_image" if
+                 the data set brings hints
+folder           pictures at any depth, each with its caption in a .txt file of the same name
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bridle.data.example import Quarantined, Record
+from bridle.errors import DataError
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FILL50K, _METADATA = "prompt.json", "metadata.jsonl"
+_SHOWN = 3  # reasons in an error message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """The pairs of one folder.
+
+    Args:
+        folder: the data set.
+        records: with unique ids, in a stable order; either all of them have a hint file or none has.
+        quarantine: what was set aside while listing.
+    """
+
+    folder: Path
+    records: tuple[Record, ...]
+    quarantine: tuple[Quarantined, ...]
+
+    @property
+    def has_hints(self) -> bool:
+        """Whether the data set brings its hints, so that no annotator is needed."""
+        return self.records[0].hint is not None
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """How one layout calls things; of several names the first one present counts."""
+
+    image: tuple[str, ...]
+    caption: tuple[str, ...]
+    hint: tuple[str, ...]
+    needs_hint: bool
+
+
+_LISTS = {
+    _FILL50K: _Keys(("target",), ("prompt",), ("source",), True),
+    _METADATA: _Keys(("file_name",), ("text", "caption", "prompt"), ("hint", "conditioning_image"), False),
+}
+
+
+def open_source(folder: Path) -> Source:
+    """Recognise a folder's layout and list its pairs. Pictures are not opened here.
+
+    A line or file that cannot be used is named in the quarantine and is no error by itself.
+
+    Raises: DataError: the folder is missing, holds two lists, or nothing usable.
+    """
+    if not folder.is_dir():
+        raise DataError(f"data folder {folder} does not exist or is no folder; give the folder that holds the pictures")
+    lists = [name for name in _LISTS if (folder / name).is_file()]
+    if len(lists) > 1:
+        raise DataError(f"data folder {folder} holds both {' and '.join(lists)}; remove the one that is not meant")
+    listed = _read_list(folder, lists[0]) if lists else _read_folder(folder)
+    return _collect(folder, list(listed))
+
+
+def _collect(folder: Path, listed: list[Record | Quarantined]) -> Source:
+    has_hints = any(isinstance(item, Record) and item.hint is not None for item in listed)
+    records: dict[str, Record] = {}
+    quarantine = []
+    for item in listed:
+        if isinstance(item, Quarantined):
+            quarantine.append(item)
+        elif item.id in records:
+            quarantine.append(Quarantined(id=item.id, reason="listed twice; the first one counts"))
+        elif has_hints and item.hint is None:
+            quarantine.append(Quarantined(id=item.id, reason="names no hint while others do"))
+        else:
+            records[item.id] = item
+    if not records:
+        raise DataError(_describe_empty(folder, quarantine))
+    return Source(folder=folder, records=tuple(records.values()), quarantine=tuple(quarantine))
+
+
+def _describe_empty(folder: Path, quarantine: list[Quarantined]) -> str:
+    if not quarantine:
+        expected = f"{_FILL50K}, {_METADATA}, or pictures with .txt captions"
+        return f"data folder {folder} holds no pictures; expected {expected}"
+    shown = "; ".join(f"{item.id}: {item.reason}" for item in quarantine[:_SHOWN])
+    return f"data folder {folder} holds no usable pair; {len(quarantine)} were set aside, such as {shown}"
+
+
+def _read_folder(folder: Path) -> Iterator[Record | Quarantined]:
+    for path in sorted(folder.rglob("*")):
+        if path.suffix.lower() not in PICTURE_SUFFIXES:
+            continue
+        id = path.relative_to(folder).as_posix()
+        if not _is_text(id):
+            yield Quarantined(
+                id=id.encode(errors="backslashreplace").decode(), reason="its name is not UTF-8; rename it"
+            )
+            continue
+        try:
+            image = _locate(folder, id)
+            caption_name = Path(id).with_suffix(".txt").as_posix()
+            caption = _locate(folder, caption_name).read_text(encoding="utf-8-sig").strip()
+            yield Record(id=id, image=image, hint=None, caption=caption)
+        except UnicodeDecodeError:
+            yield Quarantined(id=id, reason=f"{caption_name} is not UTF-8 text")
+        except (DataError, OSError) as error:
+            yield Quarantined(id=id, reason=str(error))
+
+
+def _read_list(folder: Path, name: str) -> Iterator[Record | Quarantined]:
+    with (folder / name).open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _read_line(folder, line, f"{name}:{number}", _LISTS[name])
+
+
+def _read_line(folder: Path, line: bytes, place: str, keys: _Keys) -> Record | Quarantined:
+    """`place` names a line that is too broken to have an id of its own."""
+    id = place
+    try:
+        row = _parse(line)
+        image = _take(row, keys.image)
+        id = os.path.normpath(image).replace(os.sep, "/")
+        caption = _take(row, keys.caption)
+        with_hint = keys.needs_hint or any(row.get(key) is not None for key in keys.hint)
+        hint = _locate(folder, _take(row, keys.hint)) if with_hint else None
+        return Record(id=id, image=_locate(folder, image), hint=hint, caption=caption.strip())
+    except DataError as error:
+        return Quarantined(id=id, reason=f"{error} ({place})" if id != place else str(error))
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):  # ValueError: no UTF-8 or no JSON; RecursionError: nested too deep
+        raise DataError("not a line of JSON") from None
+    if not isinstance(row, dict):
+        raise DataError("not a JSON object")
+    return row
+
+
+def _take(row: dict[str, Any], keys: tuple[str, ...]) -> str:
+    value = next((row[key] for key in keys if row.get(key) is not None), None)
+    if not isinstance(value, str):
+        found = "is missing" if value is None else f"is {value!r}"
+        raise DataError(f"{' or '.join(keys)} {found}; expected text")
+    if not _is_text(value):
+        raise DataError(f"{' or '.join(keys)} holds half a character (a lone surrogate); expected text")
+    return value
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written as UTF-8: JSON escapes and old archives' file names need not be."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _locate(folder: Path, name: str) -> Path:
+    """The file of that name inside the folder. Raises: DataError: it is missing, or lies (or links) elsewhere."""
+    try:
+        path = folder / name
+        inside = path.resolve().is_relative_to(folder.resolve())
+        present = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, a loop of links
+        raise DataError(f"{name!r} is no usable path") from None
+    if Path(name).is_absolute() or not inside:
+        raise DataError(f"{name} leads out of the data folder")
+    if not present:
+        raise DataError(f"{name} is missing")
+    return path

@@ -1,0 +1,1 @@
+"""Control files: what a trained control is on disk."""

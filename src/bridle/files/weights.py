@@ -1,0 +1,105 @@
+"""A control on disk, as diffusers lays it out: `config.json` and `diffusion_pytorch_model.safetensors`.
+
+`ControlNetModel.from_pretrained(folder)` reads it as it is. What only Bridle knows (which links are connected, which
+hint encoder, how it was trained) lies in the metadata of the safetensors file, where other tools leave it alone.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import ControlNetModel
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bridle.atomic import write_text, write_with
+from bridle.control.unet import COPIED, Control
+from bridle.errors import FileError
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+METADATA_KEY = "bridle"
+
+
+def save_control(control: Control, folder: Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write a control folder, each file atomically. `metadata`: facts worth keeping, such as the annotator and the steps."""
+    own = {"hint_encoder": control.hint_encoder, "links": control.links, "size_factor": control.size_factor}
+    header = {"format": "pt", METADATA_KEY: json.dumps({**(metadata or {}), **own}, sort_keys=True)}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in control.state_dict().items()}
+    write_with(folder / WEIGHTS, lambda path: save_file(tensors, path, header))
+    config = {"_class_name": "ControlNetModel", "_diffusers_version": diffusers.__version__, **control.config}
+    write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def load_control(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Control:
+    """Load a control folder that Bridle or diffusers wrote.
+
+    Raises: FileError: a file is missing or damaged, or the weights do not fit the configuration.
+    """
+    folder = Path(folder)
+    config = read_config(folder)
+    facts = read_metadata(folder)
+    # Built on the meta device: no memory, no random weights that the next line would throw away.
+    with torch.device("meta"):
+        model = ControlNetModel.from_config(config)
+        parts = {name: getattr(model, name) for name in COPIED}
+        control = Control(
+            parts,
+            {name: value for name, value in config.items() if not name.startswith("_")},
+            facts.get("hint_encoder", "official"),
+            facts.get("links", "all"),
+            facts.get("size_factor", 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)),
+        )
+    assign(control, read_weights(folder), folder)
+    return control.to(device, dtype)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileError(f"{folder} has no {CONFIG}; expected a control folder, such as RUN/control") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise FileError(f"{folder / CONFIG} is damaged ({error}); copy the control again") from None
+    if config.get("_class_name") != "ControlNetModel":
+        raise FileError(f"{folder / CONFIG} describes a {config.get('_class_name')}; expected a ControlNetModel")
+    return config
+
+
+def read_metadata(folder: Path) -> dict[str, Any]:
+    """What Bridle wrote beside the weights; empty for a control that another tool wrote."""
+    with open_weights(folder) as file:
+        facts: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
+    return facts
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    with open_weights(folder) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+
+
+def open_weights(folder: Path) -> Any:
+    path = folder / WEIGHTS
+    if not path.exists():
+        raise FileError(f"{folder} has no {WEIGHTS}; expected a control folder, such as RUN/control")
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise FileError(f"{path} is damaged ({error}); copy the control again") from None
+
+
+def assign(control: Control, weights: dict[str, Tensor], folder: Path) -> None:
+    """Raises: FileError: names or shapes differ from what the configuration asks for."""
+    expected = control.state_dict()
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or extra:
+        named = f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
+        raise FileError(f"the weights in {folder} do not fit its {CONFIG}: {named}; both must come from one save")
+    for name, tensor in weights.items():
+        if tensor.shape != expected[name].shape:
+            shapes = f"{list(tensor.shape)}, the configuration asks for {list(expected[name].shape)}"
+            raise FileError(f"{name} in {folder} has shape {shapes}; both must come from one save")
+    control.load_state_dict(weights, assign=True)

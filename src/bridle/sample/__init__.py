@@ -1,0 +1,1 @@
+"""Pictures: the stock pipeline steered by controls, and PNG files that carry their settings."""

@@ -1,0 +1,105 @@
+"""From hints and prompts to pictures: the base's own stock pipeline, with a control attached.
+
+Each picture has a seed of its own, so it comes out the same alone and in a batch.
+"""
+
+from collections.abc import Sequence
+
+import diffusers
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridle.base.load import Base
+from bridle.control.attach import attach
+from bridle.control.hint import to_hint
+from bridle.control.unet import Control
+from bridle.errors import SampleError
+from bridle.sample.settings import SCHEDULERS, SampleSettings
+
+
+def generate(
+    base: Base,
+    control: Control | None,
+    hints: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SampleSettings = SampleSettings(),
+    size_px: tuple[int, int] | None = None,
+) -> list[np.ndarray]:
+    """Draw one picture per prompt.
+
+    Args:
+        control: None, or a scale of 0, draws the same pictures without control.
+        hints: N arrays [H, W, K] uint8, all of one size; unused without control.
+        prompts, seeds: N of each.
+        size_px: height and width; the hints' where None, and the base's without hints.
+
+    Returns: N pictures [H, W, 3] uint8.
+    Raises: SampleError: the numbers differ. HintError: a hint does not fit.
+    """
+    if len(prompts) != len(seeds) or (control is not None and len(hints) != len(prompts)):
+        raise SampleError(f"{len(hints)} hints, {len(prompts)} prompts, {len(seeds)} seeds; expected as many of each")
+    set_scheduler(base, settings.scheduler)
+    height, width = size_px or (hints[0].shape[:2] if len(hints) else (base.size_px, base.size_px))
+    pictures = []
+    for start in range(0, len(prompts), settings.batch):
+        rows = slice(start, start + settings.batch)
+        steered = control if settings.scale > 0 else None
+        pictures += _batch(base, steered, hints[rows], prompts[rows], seeds[rows], settings, (height, width))
+    return pictures
+
+
+def _batch(
+    base: Base,
+    control: Control | None,
+    hints: Sequence[np.ndarray],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    settings: SampleSettings,
+    size_px: tuple[int, int],
+) -> list[np.ndarray]:
+    def draw() -> list[np.ndarray]:
+        output = base.pipeline(
+            list(prompts),
+            height=size_px[0],
+            width=size_px[1],
+            num_inference_steps=settings.steps,
+            guidance_scale=settings.guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+            output_type="np",
+        )
+        return [np.round(image * 255).astype(np.uint8) for image in output.images]
+
+    with torch.no_grad():
+        if control is None:
+            return draw()
+        with attach(base.pipeline, control=control) as rig:
+            rig["control"].set(hint=stack(hints, control.hint_channels), scale=settings.scale)
+            return draw()
+
+
+def stack(hints: Sequence[np.ndarray], channels: int) -> Tensor:
+    """N hints [H, W, K] uint8 to one tensor [N, K, H, W] in [0, 1]. Raises: SampleError: their sizes differ."""
+    sizes = {hint.shape[:2] for hint in hints}
+    if len(sizes) > 1:
+        raise SampleError(f"hints of sizes {sorted(sizes)} in one batch; expected one size: resize them alike")
+    return torch.cat([to_hint(hint, channels) for hint in hints])
+
+
+def set_scheduler(base: Base, name: str) -> None:
+    """Sample with another scheduler, on the base's own noise schedule."""
+    if name not in SCHEDULERS:
+        raise SampleError(f"scheduler {name!r} is unknown; expected one of {', '.join(SCHEDULERS)}")
+    kind, options = SCHEDULERS[name]
+    base.pipeline.scheduler = getattr(diffusers, kind).from_config(base.pipeline.scheduler.config, **options)
+
+
+def reconstruct(base: Base, images: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Pictures through the autoencoder and back: the best that this base can draw. [H, W, 3] uint8 in and out."""
+    pictures = []
+    for image in images:
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+        decoded = base.decode(base.encode_images(pixels)[0])
+        pictures.append(((decoded[0].permute(1, 2, 0) + 1) * 127.5).round().byte().numpy())
+    return pictures

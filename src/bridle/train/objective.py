@@ -1,0 +1,63 @@
+"""The diffusion objective as pure functions: tensors in, tensors out, all randomness handed in.
+
+Legend: B batch, C latent channels, h x w latent size, T length of the schedule.
+"""
+
+from typing import Literal
+
+from torch import Tensor
+
+from bridle.errors import TrainError
+
+Prediction = Literal["epsilon", "v_prediction"]
+
+
+def sample_posterior(mean: Tensor, std: Tensor, unit: Tensor) -> Tensor:
+    """A draw from the autoencoder's posterior; all [B, C, h, w], `unit` being unit Gaussian."""
+    return mean + std * unit
+
+
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+    """Diffuse clean latents to the given timesteps.
+
+    Args:
+        latents: [B, C, h, w], scaled, float32.
+        noise: [B, C, h, w], unit Gaussian.
+        timesteps: [B], integers in [0, T).
+        alphas_cumprod: [T], the schedule's cumulative signal power.
+
+    Returns: [B, C, h, w].
+    Raises: TrainError: a timestep lies outside the schedule.
+    Source: DDPM, arXiv:2006.11239, eq. 4.
+    """
+    signal, spread = amplitudes(timesteps, alphas_cumprod)
+    return signal * latents + spread * noise
+
+
+def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
+    """What the base was taught to predict; shapes as in `add_noise`.
+
+    Raises: TrainError: the prediction type is not supported.
+    Source: "epsilon": DDPM, arXiv:2006.11239, eq. 14. "v_prediction": arXiv:2202.00512, appendix D.
+    """
+    if prediction == "epsilon":
+        return noise
+    if prediction == "v_prediction":
+        signal, spread = amplitudes(timesteps, alphas_cumprod)
+        return signal * noise - spread * latents
+    raise TrainError(f"base predicts {prediction!r}; expected 'epsilon' or 'v_prediction'")
+
+
+def amplitudes(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+    """Of signal and noise, each [B, 1, 1, 1]. Raises: TrainError: a timestep lies outside the schedule."""
+    length = len(alphas_cumprod)
+    if int(timesteps.min()) < 0 or int(timesteps.max()) >= length:
+        outside = [t for t in timesteps.tolist() if not 0 <= t < length]
+        raise TrainError(f"timesteps {outside} lie outside the schedule; expected 0 to {length - 1}")
+    power = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    return power.sqrt(), (1 - power).sqrt()
+
+
+def loss_per_sample(output: Tensor, wanted: Tensor) -> Tensor:
+    """Mean squared error of each sample, in float32: [B, C, h, w] to [B]."""
+    return (output.float() - wanted.float()).square().mean((1, 2, 3))

@@ -1,0 +1,282 @@
+"""A cache is built once, reused as long as nothing changes, rebuilt when anything does, and gives back what went in."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bridle.cache import shards
+from bridle.cache.build import build_cache
+from bridle.cache.encode import to_pixels
+from bridle.cache.store import Cache
+from bridle.data.annotate.canny import Canny
+from bridle.data.load import load_example
+from bridle.data.settings import DataSettings
+from bridle.data.sources import open_source
+from bridle.errors import CacheError, ConfigError, DataError
+
+Capture = pytest.CaptureFixture[str]
+Change = Callable[["House"], None]
+
+
+@dataclass
+class FakeEncoders:
+    """Latents are averages of 8 x 8 pixels; a caption's states are its length."""
+
+    fingerprint: str = "fake 1"
+    size_factor: int = 8
+    images: int = 0
+    captions: list[str] = field(default_factory=list)
+    stop_after: int | None = None  # pictures, after which the machine is switched off
+
+    def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        self.images += len(pixels)
+        if self.stop_after is not None and self.images > self.stop_after:
+            raise KeyboardInterrupt
+        mean = torch.nn.functional.avg_pool2d(pixels, 8)
+        return mean, torch.full_like(mean, 1e-7)
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        self.captions += captions
+        return torch.tensor([len(caption) for caption in captions])[:, None, None].expand(-1, 2, 5).float()
+
+
+@dataclass
+class House:
+    """A data set of eight pairs and all that a cache of it depends on; tests change one thing at a time."""
+
+    folder: Path
+    cache: Path
+    values: dict[str, Any] = field(default_factory=dict)
+    annotator: Canny = field(default_factory=Canny)
+    encoders: FakeEncoders = field(default_factory=FakeEncoders)
+
+    @property
+    def settings(self) -> DataSettings:
+        return DataSettings(**{"folder": self.folder, "size_px": 16, "held_out": 2, "variants": 2, **self.values})
+
+    def write(self, number: int, caption: str, seed: int | None = None) -> None:
+        pixels = np.random.default_rng(number if seed is None else seed).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(self.folder / f"{number}.png")
+        (self.folder / f"{number}.txt").write_text(caption)
+
+    def build(self) -> Cache:
+        source = open_source(self.folder)
+        return build_cache(source, self.settings, self.annotator, self.encoders, self.cache, batch=3)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    house = House(tmp_path / "data", tmp_path / "cache")
+    house.folder.mkdir()
+    for number in range(8):
+        house.write(number, "fish " * (number % 4))
+    return house
+
+
+def test_each_pair_and_each_distinct_caption_is_encoded_once(house: House) -> None:
+    cache = house.build()
+    assert house.encoders.images == len(cache.train_ids) + len(cache.held_out_ids) == 6 * 2 + 2
+    assert sorted(house.encoders.captions) == ["", "fish", "fish fish", "fish fish fish"]
+    held_out = {id.split("#")[0] for id in cache.held_out_ids}
+    assert len(held_out) == 2
+    assert held_out.isdisjoint(id.split("#")[0] for id in cache.train_ids)
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 4, 1000])
+def test_a_batch_gives_back_what_went_in(house: House, rows_per_shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "PAIRS_PER_SHARD", rows_per_shard)
+    monkeypatch.setattr(shards, "CAPTIONS_PER_SHARD", rows_per_shard)
+    cache = house.build()
+    ids = [*reversed(cache.train_ids), *cache.held_out_ids, cache.train_ids[0]]
+    batch = cache.batch(ids)
+    records = {record.id: record for record in open_source(house.folder).records}
+    for row, sample in enumerate(ids):
+        name, variant = sample.split("#")
+        train = sample in cache.train_ids
+        example = load_example(records[name], house.settings, house.annotator, int(variant), train)
+        mean, std = FakeEncoders().encode_images(to_pixels([example.image]))
+        assert torch.equal(batch.mean[row], mean[0])
+        assert torch.equal(batch.std[row], std[0])
+        assert torch.equal(batch.hint[row], torch.from_numpy(example.hint).permute(2, 0, 1) / 255)
+        assert batch.captions[row] == example.caption
+        assert batch.text[row].unique().tolist() == [len(example.caption)]
+    assert batch.hint.shape == (len(ids), 3, 16, 16)
+    assert batch.hint.max() == 1
+    assert cache.empty_text.tolist() == torch.zeros(1, 2, 5).tolist()
+
+
+def test_pixels_reach_the_encoder_in_minus_one_to_one() -> None:
+    white_and_black = [np.full((2, 2, 3), value, np.uint8) for value in (255, 0)]
+    assert to_pixels(white_and_black).flatten(1).unique(dim=1).tolist() == [[1], [-1]]
+
+
+def touch(house: House) -> None:
+    os.utime(house.folder / "0.png", (1, 1))
+
+
+def move(house: House) -> None:
+    house.folder = house.folder.rename(house.folder.with_name("moved"))
+
+
+def forget_stamps(house: House) -> None:
+    (house.cache / "stamps.json").write_text("[")
+
+
+@pytest.mark.parametrize("change", [lambda house: None, touch, move, forget_stamps])
+def test_an_unchanged_data_set_is_reused_without_an_encoder(house: House, change: Change, capsys: Capture) -> None:
+    first = house.build()
+    assert "cache built" in capsys.readouterr().err
+    change(house)
+    house.encoders = FakeEncoders()
+    again = house.build()
+    assert (house.encoders.images, house.encoders.captions) == (0, [])
+    assert "cache reused" in capsys.readouterr().err
+    assert again.fingerprint == first.fingerprint
+
+
+def set_value(key: str, value: object) -> Change:
+    return lambda house: house.values.update({key: value})
+
+
+CHANGES: dict[str, Change] = {
+    "changed: settings size_px 16 -> 24": set_value("size_px", 24),
+    "changed: settings variants 2 -> 3": set_value("variants", 3),
+    "changed: annotator low 100 -> 20": lambda house: setattr(house, "annotator", Canny(low=20)),
+    "changed: the base": lambda house: setattr(house.encoders, "fingerprint", "fake 2"),
+    "changed: pictures, hints or captions": lambda house: house.write(0, "another caption"),
+    "changed: pictures, hints or captions ": lambda house: house.write(0, "", seed=99),
+    "changed: pictures, hints or captions  ": lambda house: house.write(8, "one more"),
+    "pairs-00000.safetensors is missing": lambda house: (house.cache / "pairs-00000.safetensors").unlink(),
+    "index.json cannot be read": lambda house: (house.cache / "index.json").write_text("{"),
+    "index.json is not of version": lambda house: (house.cache / "index.json").write_text("{}"),
+    "index.json lacks": lambda house: (house.cache / "index.json").write_text('{"version": 1}'),
+}
+
+
+@pytest.mark.parametrize("reason", CHANGES)
+def test_any_change_rebuilds_and_says_what_it_was(house: House, reason: str, capsys: Capture) -> None:
+    house.build()
+    CHANGES[reason](house)
+    images = house.encoders.images
+    house.build()
+    assert house.encoders.images > images
+    assert reason.strip() in capsys.readouterr().err
+    images = house.encoders.images
+    house.build()
+    assert house.encoders.images == images
+
+
+@pytest.mark.parametrize("finished_before", [False, True])
+def test_a_build_killed_before_the_index_is_rebuilt(house: House, finished_before: bool) -> None:
+    if finished_before:
+        house.build()
+        house.write(0, "changed")
+    house.encoders = FakeEncoders(stop_after=5)
+    with pytest.raises(KeyboardInterrupt):
+        house.build()
+    with pytest.raises(CacheError, match="no finished cache"):
+        Cache.open(house.cache)
+    house.encoders = FakeEncoders()
+    assert len(house.build().train_ids) == house.encoders.images - 2 == 12
+
+
+def test_every_unreadable_file_is_named_and_set_aside(house: House, capsys: Capture) -> None:
+    (house.folder / "3.png").write_bytes(b"no picture")
+    (house.folder / "5.txt").unlink()
+    cache = house.build()
+    assert len(cache.train_ids) + len(cache.held_out_ids) == 2 * 6 - len(cache.held_out_ids)
+    lines = [json.loads(line) for line in (house.cache / "quarantine.jsonl").read_text().splitlines()]
+    assert {line["id"] for line in lines} == {"3.png", "5.png"}
+    assert len(lines) == 2  # once, although there are two variants
+    assert all(line["reason"] for line in lines)
+    assert f"2 pairs were set aside; see {house.cache / 'quarantine.jsonl'}" in capsys.readouterr().err
+
+
+def test_a_reused_cache_still_names_what_was_set_aside(house: House, capsys: Capture) -> None:
+    (house.folder / "3.png").write_bytes(b"no picture")
+    house.build()
+    shutil.copy(house.folder / "0.png", house.folder / "new.png")
+    house.build()
+    assert "cache reused" in capsys.readouterr().err
+    lines = (house.cache / "quarantine.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["new.png", "3.png"]
+
+
+def test_nothing_decoded_is_an_error_and_no_cache(house: House) -> None:
+    for path in house.folder.glob("*.png"):
+        path.write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"could be decoded, such as \d\.png"):
+        house.build()
+    assert not (house.cache / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [({"held_out": 8}, DataError, "lower held_out"), ({"size_px": 24}, ConfigError, "multiple of 16")],
+)
+def test_settings_that_cannot_work_are_named(
+    house: House, values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    house.values = values
+    house.encoders.size_factor = 16 if "size_px" in values else 8
+    with pytest.raises(error, match=message):
+        house.build()
+
+
+def test_hints_from_files_need_no_annotator(house: House) -> None:
+    rows = [{"file_name": f"{n}.png", "text": "x", "hint": f"{7 - n}.png"} for n in range(8)]
+    (house.folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    cache = house.build()
+    assert cache.annotator == "files"
+    house.annotator = Canny(low=1)
+    images = house.encoders.images
+    house.build()
+    assert house.encoders.images == images
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("name", ["pairs-00000.safetensors", "text-00000.safetensors"])
+@pytest.mark.parametrize("harm", [Path.unlink, cut])
+def test_a_missing_or_short_shard_is_noticed_when_opening(
+    house: House, name: str, harm: Callable[[Path], None]
+) -> None:
+    house.build()
+    harm(house.cache / name)
+    with pytest.raises(CacheError, match=rf"{name}.*delete the folder"):
+        Cache.open(house.cache)
+
+
+@pytest.mark.parametrize("name", ["pairs-00000.safetensors", "text-00000.safetensors"])
+def test_a_scrambled_shard_is_noticed_when_reading(house: House, name: str) -> None:
+    cache = house.build()
+    path = house.cache / name
+    path.write_bytes(b"\xff" * path.stat().st_size)
+    with pytest.raises(CacheError, match=rf"{name}.*delete the folder"):
+        Cache.open(house.cache).batch(cache.train_ids[:1])
+
+
+def test_an_unknown_sample_is_an_error(house: House) -> None:
+    with pytest.raises(CacheError, match=r"'cat' is not in cache .* such as '\d\.png#0'"):
+        house.build().batch(["cat"])
+
+
+def test_a_cache_travels_to_another_machine(house: House, tmp_path: Path) -> None:
+    cache = house.build()
+    shutil.copytree(house.cache, tmp_path / "elsewhere")
+    shutil.rmtree(house.folder)
+    moved = Cache.open(tmp_path / "elsewhere")
+    assert torch.equal(moved.batch(moved.train_ids).mean, cache.batch(cache.train_ids).mean)
+    assert moved.summary().startswith("12 training and 2 held-out samples at 16 px, hints: canny, 3 captions")

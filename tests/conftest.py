@@ -1,0 +1,41 @@
+"""What holds for every test: no network, no look-ups at the hub, and few threads."""
+
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+# Set before anything imports torch or huggingface_hub, which read them once. Subprocesses inherit them.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # tiny tensors: more threads cost more than they bring
+
+_LOOPBACK = ("127.", "localhost", "::1")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Fail the test that opens a connection to anything but this machine."""
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: Any) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            _refuse_unless_loopback(address[0])
+        connect(self, address)
+
+    def guarded_lookup(host: Any, *rest: Any, **options: Any) -> Any:
+        _refuse_unless_loopback(host)
+        return lookup(host, *rest, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket, "getaddrinfo", guarded_lookup)
+        yield
+
+
+def _refuse_unless_loopback(host: str | bytes | None) -> None:
+    name = host.decode() if isinstance(host, bytes) else host or "localhost"
+    if not name.startswith(_LOOPBACK):
+        # Not an Exception, so no library can swallow it.
+        pytest.fail(f"a test tried to reach {name}; tests run without a network")

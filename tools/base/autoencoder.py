@@ -1,0 +1,142 @@
+"""Train the base's autoencoder: f8, four latent channels, on random 64 px crops.
+
+In: `pictures.zip`. Out: `<out>/state.pt` (resumable) and `<out>/vae/` (diffusers format, averaged weights, float32).
+A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are.
+
+    python tools/base/autoencoder.py --pictures work/base/pictures.zip --out work/base --steps 6000
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pictures
+import state
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from torch.nn import functional as F
+
+CROP_PX = 64
+KL_WEIGHT = 1e-6
+
+
+def build() -> AutoencoderKL:
+    return AutoencoderKL(
+        block_out_channels=(24, 48, 96, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=4,
+        sample_size=pictures.SIZE_PX,
+    )
+
+
+def draw_crops(rgba: np.ndarray, count: int, rng: np.random.Generator) -> Tensor:
+    """Random crops on white or a plain colour, flipped, colours sometimes permuted. Returns: [B, 3, 64, 64] in [-1, 1]."""
+    crops = np.empty((count, CROP_PX, CROP_PX, 3), np.float32)
+    for i in range(count):
+        y, x = rng.integers(0, pictures.SIZE_PX - CROP_PX + 1, 2)
+        crop = rgba[rng.integers(len(rgba)), y : y + CROP_PX, x : x + CROP_PX]
+        ground = np.ones(3) if rng.random() < 0.6 else rng.random(3)
+        crops[i] = pictures.over(crop, ground)
+        if rng.random() < 0.2:
+            crops[i] = crops[i][..., rng.permutation(3)]
+        if rng.random() < 0.5:
+            crops[i] = crops[i][:, ::-1]
+    return torch.from_numpy(crops).permute(0, 3, 1, 2) * 2 - 1
+
+
+def loss_of(output: Tensor, target: Tensor) -> Tensor:
+    """L1 + squared error + L1 of the first differences, which keeps edges sharp."""
+    error = output.float() - target
+    edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
+    return error.abs().mean() + error.square().mean() + edges
+
+
+@torch.no_grad()
+def measure_psnr(vae: AutoencoderKL, held_out: Tensor) -> float:
+    """Mean over whole held-out pictures of PSNR in dB, values in [0, 1], latents at the posterior mean."""
+    decibels = []
+    for batch in held_out.split(8):
+        output = vae.decode(vae.encode(batch).latent_dist.mode()).sample.clamp(-1, 1)
+        decibels.append(-10 * ((output - batch) / 2).square().mean((1, 2, 3)).log10())
+    return torch.cat(decibels).mean().item()
+
+
+def held_out_pictures(concepts: list[pictures.Concept], rgba: np.ndarray, count: int = 64) -> Tensor:
+    """Held-out concepts on white, skin-tone copies left out. Returns: [N, 3, 128, 128] in [-1, 1]."""
+    rows = [i for i, concept in enumerate(concepts) if concept.held_out and not concept.skin_tone][:count]
+    return torch.from_numpy(pictures.over(rgba[rows], np.ones(3))).permute(0, 3, 1, 2) * 2 - 1
+
+
+def train(args: argparse.Namespace) -> None:
+    device, stop, started = state.pick_device(), state.Stop(), time.time()
+    concepts, rgba = pictures.load(args.pictures)
+    held_out = held_out_pictures(concepts, rgba).to(device)
+    rgba = rgba[[i for i, concept in enumerate(concepts) if not concept.held_out]]
+
+    torch.manual_seed(0)
+    name = "decoder.pt" if args.decoder_only else "autoencoder.pt"
+    vae = build().to(device)
+    ema = copy.deepcopy(vae)
+    if args.decoder_only:
+        weights = state.load(args.out / "autoencoder.pt")["ema"]
+        vae.load_state_dict(weights)
+        ema.load_state_dict(weights)
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    trained = [p for p in vae.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, fused=True)
+    step = 0
+    if (saved := state.load(args.out / name)) is not None:
+        vae.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+        optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+        print(f"resumed at step {step}", flush=True)
+
+    while step < args.steps and not stop and time.time() - started < args.minutes * 60:
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * state.warmup_cosine(step, total=args.steps)
+        target = draw_crops(rgba, args.batch, np.random.default_rng((step, args.decoder_only))).to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(target).latent_dist
+            output = vae.decode(posterior.sample()).sample
+        loss = loss_of(output, target) + KL_WEIGHT * posterior.kl().mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        state.average(ema, vae, step, decay=0.998)
+        step += 1
+        if step % args.report == 0 or step == args.steps:
+            row = {"step": step, "loss": round(loss.item(), 4), "psnr_db": round(measure_psnr(ema, held_out), 2)}
+            print(json.dumps({**row, "crops_per_s": round(args.batch * step / (time.time() - started), 1)}), flush=True)
+            write(args.out, name, vae, ema, optimizer, step)
+    write(args.out, name, vae, ema, optimizer, step)
+
+
+def write(out: Path, name: str, vae: AutoencoderKL, ema: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int) -> None:
+    state.save(
+        out / name,
+        {"model": vae.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
+    )
+    ema.save_pretrained(out / "vae")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
+    parser.add_argument("--out", type=Path, default=Path("work/base"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
+    parser.add_argument("--report", type=int, default=250)
+    parser.add_argument("--decoder-only", action="store_true")
+    train(parser.parse_args())

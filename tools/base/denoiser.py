@@ -1,0 +1,210 @@
+"""Train the base's U-Net and text encoder together, on latents.
+
+In: `frozen/` (autoencoder and latents) and `pictures.zip` (for the names). Out: `denoiser.pt` (resumable) and
+`model/`, the whole base in diffusers format, float32, averaged weights. `export.py` makes the shipped copy of it.
+
+    python tools/base/denoiser.py --steps 12000                 # two CPU cores: some hours; stop and resume at will
+    python tools/base/denoiser.py --steps 40000 --batch 256 --lr 1e-3 --minutes 9   # a GPU, in slices
+"""
+
+import argparse
+import copy
+import json
+import time
+from pathlib import Path
+
+import captions
+import latents
+import numpy as np
+import pictures
+import state
+import tokenizer as words
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
+PLAIN_SHARE = 0.25  # of the draws that show the picture as it is
+MIN_SNR = 5.0  # arXiv:2303.09556
+TEXT_WIDTH = 256
+
+
+def build_unet() -> UNet2DConditionModel:
+    """Four levels of two layers, as in SD 1, so 13 links; attention from 8x8 down, where it is cheap."""
+    return UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 96, 192, 192),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=4,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=768,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=words.LENGTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def build_scheduler() -> DDIMScheduler:
+    """SD's noise schedule; sampling starts at the noisiest timestep ("trailing", arXiv:2305.08891)."""
+    return DDIMScheduler(
+        beta_schedule="scaled_linear",
+        beta_start=0.00085,
+        beta_end=0.012,
+        clip_sample=False,
+        set_alpha_to_one=False,
+        timestep_spacing="trailing",
+    )
+
+
+class Views:
+    """Draws training batches: which view, which words, how much noise; keyed by the step."""
+
+    def __init__(self, folder: Path, concepts: list[pictures.Concept]) -> None:
+        self.mean, self.std, self.views = latents.load(folder)
+        self.concepts = concepts
+        self.plain = np.array([view.concept != before for view, before in zip(self.views, self._shifted(), strict=True)])
+        weight = np.array([captions.GROUP_WEIGHTS[concepts[view.concept].group] for view in self.views])
+        count = np.bincount([view.concept for view in self.views])[[view.concept for view in self.views]]
+        share = np.where(self.plain, PLAIN_SHARE, (1 - PLAIN_SHARE) / np.maximum(count - 1, 1))
+        self.odds = weight * share / (weight * share).sum()
+
+    def _shifted(self) -> list[int]:
+        return [-1] + [view.concept for view in self.views[:-1]]
+
+    def caption(self, row: int, rng: np.random.Generator) -> str:
+        view = self.views[row]
+        return captions.caption(self.concepts[view.concept], view.colour, view.ground, view.recoloured, rng)
+
+    def draw(self, step: int, batch: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
+        """Returns: clean latents [B, 4, 16, 16], B captions, noise like the latents, timesteps [B]."""
+        rng = np.random.default_rng(step)
+        rows = rng.choice(len(self.views), batch, p=self.odds)
+        said = ["" if rng.random() < EMPTY_SHARE else self.caption(int(row), rng) for row in rows]
+        generator = torch.Generator().manual_seed(step)
+        mean, std = self.mean[rows], self.std[rows]
+        clean = mean + std * torch.randn(mean.shape, generator=generator)
+        # One timestep from each of B equal slices: the loss of a step depends less on luck.
+        slices = (torch.randperm(batch, generator=generator) + torch.rand(batch, generator=generator)) / batch
+        return clean, said, torch.randn(mean.shape, generator=generator), (slices * 1000).long()
+
+
+def loss_weights(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
+    """min(SNR, 5) / SNR, the weight on the squared error of the noise. [B] in and out."""
+    alphas = scheduler.alphas_cumprod[timesteps]
+    snr = alphas / (1 - alphas)
+    return snr.clamp(max=MIN_SNR) / snr
+
+
+def learn_words(views: Views, folder: Path) -> CLIPTokenizer:
+    if not (folder / "tokenizer.json").exists():
+        rng = np.random.default_rng(0)
+        spoken = [views.caption(row, rng) for row in range(len(views.views)) for _ in range(2)]
+        words.learn(spoken + [" ".join((*captions.COLOURS, *captions.GROUNDS, *captions.ALIASES.values()))] * 20, folder)
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def train(args: argparse.Namespace) -> None:
+    device, stop, started = state.pick_device(), state.Stop(), time.time()
+    concepts, _ = pictures.load(args.pictures)
+    views = Views(args.out / "frozen", concepts)
+    tokenizer = learn_words(views, args.out / "tokenizer")
+    scheduler = build_scheduler()
+
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).to(device)
+    if device.type == "cpu":
+        # The backward pass of flash attention is 41% of the step on CPU; plain products are faster at this size.
+        model["unet"].set_attn_processor(AttnProcessor())
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    step = 0
+    if (saved := state.load(args.out / "denoiser.pt")) is not None:
+        model.load_state_dict(saved["model"])
+        ema.load_state_dict(saved["ema"])
+        if "optimizer" in saved:
+            optimizer.load_state_dict(saved["optimizer"])
+        step = saved["step"]
+        print(f"resumed at step {step}", flush=True)
+
+    first, losses = step, []
+    while step < args.steps and not stop and time.time() - started < args.minutes * 60:
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * state.warmup_cosine(step, total=args.steps, warmup=300)
+        clean, said, noise, timesteps = views.draw(step, args.batch)
+        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
+        ids = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            text = model["text_encoder"](ids)[0]
+            output = model["unet"](noisy, timesteps.to(device), text).sample
+        error = (output.float() - noise.to(device)).square().mean((1, 2, 3))
+        loss = (loss_weights(scheduler, timesteps).to(device) * error).mean()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        state.average(ema, model, step, decay=args.ema)
+        losses.append(loss.detach())
+        step += 1
+        if step % args.report == 0:
+            speed = args.batch * (step - first) / (time.time() - started)
+            mean = torch.stack(losses).mean().item()
+            print(json.dumps({"step": step, "loss": round(mean, 4), "samples_per_s": round(speed, 1)}), flush=True)
+            losses.clear()
+        if step % args.save_every == 0:
+            write(args.out, model, ema, optimizer, step, tokenizer, scheduler)
+    write(args.out, model, ema, optimizer, step, tokenizer, scheduler)
+
+
+def write(
+    out: Path,
+    model: nn.ModuleDict,
+    ema: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    tokenizer: CLIPTokenizer,
+    scheduler: DDIMScheduler,
+) -> None:
+    state.save(
+        out / "denoiser.pt",
+        {"model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
+    )
+    StableDiffusionPipeline(
+        unet=ema["unet"],
+        vae=AutoencoderKL.from_pretrained(out / "frozen" / "vae"),
+        text_encoder=ema["text_encoder"],
+        tokenizer=tokenizer,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(out / "model")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
+    parser.add_argument("--out", type=Path, default=Path("work/base"))
+    parser.add_argument("--steps", type=int, default=12000)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
+    parser.add_argument("--report", type=int, default=100)
+    parser.add_argument("--save-every", type=int, default=1000)
+    train(parser.parse_args())

@@ -1,0 +1,132 @@
+"""Every picture as latents, in several views: moved, scaled, mirrored, recoloured, on coloured grounds.
+
+In: `pictures.zip` and a trained autoencoder. Out: `vae/` with normalised latents, and `latents.safetensors` with one
+row a view, beside `views.jsonl`, which says what each row shows. Views make shape and place vary under one
+prompt, so that a control has something to decide.
+"""
+
+import argparse
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import captions
+import cv2
+import numpy as np
+import pictures
+import state
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What one row of latents shows."""
+
+    concept: int  # row in the pack
+    colour: str | None  # the one colour word that fits, None where none does
+    ground: str | None  # backdrop, None for white
+    recoloured: bool
+
+
+def move(rgba: np.ndarray, scale: float, shift_px: tuple[float, float], degrees: float, mirror: bool) -> np.ndarray:
+    """Scale, turn, shift and mirror about the centre, on premultiplied alpha. [H, W, 4] uint8 in and out."""
+    centre = (pictures.SIZE_PX - 1) / 2
+    matrix = cv2.getRotationMatrix2D((centre, centre), degrees, scale)
+    matrix[:, 2] += shift_px
+    alpha = rgba[..., 3:].astype(np.float32) / 255
+    premultiplied = np.concatenate([rgba[..., :3] * alpha, alpha * 255], -1)
+    if mirror:
+        premultiplied = np.ascontiguousarray(premultiplied[:, ::-1])
+    moved = cv2.warpAffine(premultiplied, matrix, (pictures.SIZE_PX,) * 2, flags=cv2.INTER_AREA)
+    colour = moved[..., :3] / np.maximum(moved[..., 3:] / 255, 1e-3)
+    return np.clip(np.round(np.concatenate([colour, moved[..., 3:]], -1)), 0, 255).astype(np.uint8)
+
+
+def draw_view(concepts: list[pictures.Concept], rgba: np.ndarray, row: int, number: int) -> tuple[np.ndarray, View]:
+    """View 0 is the picture as it is; the others are drawn, keyed by (row, number). Returns: [H, W, 3] in [0, 1]."""
+    rng = np.random.default_rng((row, number))
+    picture, concept = rgba[row], concepts[row]
+    may_recolour = concept.group in captions.RECOLOURED
+    recoloured = bool(number and may_recolour and rng.random() < 0.45)
+    if recoloured:
+        picture = captions.shift_hue(picture, rng.uniform(40, 320))
+    colour = captions.name_colour(picture) if may_recolour else None
+    ground = None
+    if number:
+        scale = rng.uniform(0.62, 1.0) if rng.random() < 0.7 else 1.0
+        slack = (1 - scale) * pictures.SIZE_PX / 2
+        shift = (rng.uniform(-slack, slack), rng.uniform(-slack, slack))
+        degrees = rng.uniform(-15, 15) if rng.random() < 0.3 else 0.0
+        picture = move(picture, scale, shift, degrees, mirror=rng.random() < 0.5)
+        choices = [name for name in captions.GROUNDS if name != colour]
+        ground = str(rng.choice(choices)) if rng.random() < 0.25 else None
+    backdrop = np.ones(3) if ground is None else np.array(captions.GROUNDS[ground]) / 255
+    image = pictures.over(picture, backdrop)
+    return image, View(concept=row, colour=colour, ground=ground, recoloured=recoloured)
+
+
+@torch.no_grad()
+def normalise(vae: AutoencoderKL, pixels: Tensor) -> None:
+    """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latents.
+
+    Pictures come out the same; latents get mean 0 and deviation 1, so the scaling factor is 1. A white ground is a large
+    constant in latent space, and diffusion starts from noise of mean 0: without this, every sample starts far from white.
+    """
+    moments = torch.cat([vae.encode(batch).latent_dist.mode() for batch in pixels.split(32)])
+    mean, deviation = moments.mean((0, 2, 3)), moments.std((0, 2, 3))
+    channels = len(mean)
+    outward, inward = vae.quant_conv, vae.post_quant_conv
+    outward.weight[:channels] /= deviation.view(-1, 1, 1, 1)
+    outward.bias[:channels] = (outward.bias[:channels] - mean) / deviation
+    outward.bias[channels:] -= 2 * deviation.log()
+    inward.bias += inward.weight[:, :, 0, 0] @ mean
+    inward.weight *= deviation.view(1, -1, 1, 1)
+    vae.register_to_config(scaling_factor=1.0)
+
+
+def load(folder: Path) -> tuple[Tensor, Tensor, list[View]]:
+    """Returns: posterior means and deviations, each [N, 4, 16, 16] float32, and the N views."""
+    tensors = load_file(folder / "latents.safetensors")
+    views = [View(**json.loads(line)) for line in (folder / "views.jsonl").read_text().splitlines()]
+    return tensors["mean"].float(), tensors["std"].float(), views
+
+
+@torch.no_grad()
+def main(args: argparse.Namespace) -> None:
+    device = state.pick_device()
+    concepts, rgba = pictures.load(args.pictures)
+    rows = [i for i, concept in enumerate(concepts) if captions.is_drawn(concept) and not concept.held_out]
+    vae = AutoencoderKL.from_pretrained(args.vae).to(device).eval()
+
+    def pixels_of(pairs: list[tuple[int, int]]) -> tuple[Tensor, list[View]]:
+        images, views = zip(*(draw_view(concepts, rgba, row, number) for row, number in pairs), strict=True)
+        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().to(device) * 2 - 1, list(views)
+
+    normalise(vae, pixels_of([(row, 1) for row in rows[::2]])[0])
+    vae.save_pretrained(args.out / "vae")
+
+    means, deviations, views = [], [], []
+    pairs = [(row, number) for row in rows for number in range(args.views)]
+    for start in range(0, len(pairs), 32):
+        pixels, shown = pixels_of(pairs[start : start + 32])
+        with torch.autocast(device.type, torch.bfloat16):
+            posterior = vae.encode(pixels).latent_dist
+        means.append(posterior.mean.half().cpu())
+        deviations.append(posterior.std.half().cpu())
+        views += shown
+        if start % 3200 == 0:
+            print(f"{start + len(shown)} of {len(pairs)} views", flush=True)
+    save_file({"mean": torch.cat(means).contiguous(), "std": torch.cat(deviations).contiguous()}, args.out / "latents.safetensors")
+    (args.out / "views.jsonl").write_text("\n".join(json.dumps(asdict(view)) for view in views))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
+    parser.add_argument("--vae", type=Path, default=Path("work/base/vae"))
+    parser.add_argument("--out", type=Path, default=Path("work/base/frozen"))
+    parser.add_argument("--views", type=int, default=10)
+    main(parser.parse_args())
