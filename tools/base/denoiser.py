@@ -3,7 +3,7 @@
 In: `frozen/` (autoencoder and latents) and `pictures.zip` (for the names). Out: `denoiser.pt` (resumable) and
 `model/`, the whole base in diffusers format, float32, averaged weights. `export.py` makes the shipped copy of it.
 
-    python tools/base/denoiser.py --steps 12000                 # two CPU cores: some hours; stop and resume at will
+    python tools/base/denoiser.py --steps 6000                  # two CPU cores: some hours; stop and resume at will
     python tools/base/denoiser.py --steps 40000 --batch 256 --lr 1e-3 --minutes 9   # a GPU, in slices
 """
 
@@ -27,7 +27,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 PLAIN_SHARE = 0.25  # of the draws that show the picture as it is
-MIN_SNR = 5.0  # arXiv:2303.09556
+MIN_SNR = 5.0
+MOST_WEIGHT = 50.0
 TEXT_WIDTH = 256
 
 
@@ -61,13 +62,19 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_scheduler() -> DDIMScheduler:
-    """SD's noise schedule; sampling starts at the noisiest timestep ("trailing", arXiv:2305.08891)."""
+    """A linear schedule that ends in far more noise than SD's; sampling starts there ("trailing", arXiv:2305.08891).
+
+    SD's leaves 7% of the picture's amplitude in the last timestep, and the mean over 16x16 latents is 16 times clearer
+    than one of them: the net read layout and colour off the noise, and drew the same blobs whatever the prompt. Here 2%
+    is left.
+    """
     return DDIMScheduler(
-        beta_schedule="scaled_linear",
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_schedule="linear",
+        beta_start=0.0001,
+        beta_end=0.015,
         clip_sample=False,
         set_alpha_to_one=False,
+        steps_offset=1,
         timestep_spacing="trailing",
     )
 
@@ -105,10 +112,53 @@ class Views:
 
 
 def loss_weights(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
-    """min(SNR, 5) / SNR, the weight on the squared error of the noise. [B] in and out."""
+    """(min(SNR, 5) + 1) / SNR, at most 50: the weight on the squared error of the noise. [B] in and out.
+
+    Up to the bound this is what predicting v would weigh (arXiv:2202.00512), min-SNR (arXiv:2303.09556) below it. Where
+    there is much noise, a small error in the noise is a large one in the picture, and it is there that the prompt
+    decides what the picture shows; plain errors of the noise all but leave that out.
+    """
     alphas = scheduler.alphas_cumprod[timesteps]
     snr = alphas / (1 - alphas)
-    return snr.clamp(max=MIN_SNR) / snr
+    return ((snr.clamp(max=MIN_SNR) + 1) / snr).clamp(max=MOST_WEIGHT)
+
+
+class Optimizers:
+    """Muon for the matrices, AdamW for the rest.
+
+    Measured on this model from the same state: 90 steps of Muon lowered the loss as far as 300 of AdamW, at 1.7 times
+    the time of a step (batch 32, two cores), so more than twice as fast; a larger batch pays for Muon's products.
+    """
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        inner = {
+            name: weight
+            for name, weight in model.named_parameters()
+            if weight.ndim >= 2 and not any(edge in name for edge in ("embedding", "conv_in", "conv_out"))
+        }
+        # Muon takes matrices only; a convolution's weights are seen as one through a view on the same memory.
+        self.pairs = [(weight, nn.Parameter(weight.data.view(len(weight), -1))) for weight in inner.values()]
+        rest = [weight for name, weight in model.named_parameters() if name not in inner]
+        matrices = [matrix for _, matrix in self.pairs]
+        self.all = (
+            torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+        )
+
+    def step(self, lr: float) -> None:
+        for weight, matrix in self.pairs:
+            matrix.grad = weight.grad.view(matrix.shape)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+
+    def state_dict(self) -> list[dict]:
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for optimizer, state_of_it in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state_of_it)
 
 
 def learn_words(views: Views, folder: Path) -> CLIPTokenizer:
@@ -132,20 +182,18 @@ def train(args: argparse.Namespace) -> None:
         # The backward pass of flash attention is 41% of the step on CPU; plain products are faster at this size.
         model["unet"].set_attn_processor(AttnProcessor())
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = Optimizers(model, args.lr)
     step = 0
     if (saved := state.load(args.out / "denoiser.pt")) is not None:
         model.load_state_dict(saved["model"])
         ema.load_state_dict(saved["ema"])
-        if "optimizer" in saved:
+        if saved["optimizer"] is not None:
             optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
         print(f"resumed at step {step}", flush=True)
 
     first, losses = step, []
     while step < args.steps and not stop and time.time() - started < args.minutes * 60:
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * state.warmup_cosine(step, total=args.steps, warmup=300)
         clean, said, noise, timesteps = views.draw(step, args.batch)
         noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
         ids = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
@@ -156,8 +204,8 @@ def train(args: argparse.Namespace) -> None:
         loss = (loss_weights(scheduler, timesteps).to(device) * error).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        optimizer.step(args.lr * state.warmup_cosine(step, total=args.steps, warmup=300))
+        model.zero_grad()
         state.average(ema, model, step, decay=args.ema)
         losses.append(loss.detach())
         step += 1
@@ -175,7 +223,7 @@ def write(
     out: Path,
     model: nn.ModuleDict,
     ema: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizers,
     step: int,
     tokenizer: CLIPTokenizer,
     scheduler: DDIMScheduler,
@@ -200,11 +248,11 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
-    parser.add_argument("--steps", type=int, default=12000)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--lr", type=float, default=5e-4)
-    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--batch", type=int, default=48)
+    parser.add_argument("--lr", type=float, default=8e-4)
+    parser.add_argument("--ema", type=float, default=0.998)
     parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
-    parser.add_argument("--report", type=int, default=100)
-    parser.add_argument("--save-every", type=int, default=1000)
+    parser.add_argument("--report", type=int, default=50)
+    parser.add_argument("--save-every", type=int, default=300)
     train(parser.parse_args())

@@ -1,13 +1,17 @@
-"""Bases: the embedded one, a diffusers folder, or a hub id. Out: a `Base`, a stock pipeline with its encoders at hand."""
+"""Bases: the embedded one, a diffusers folder, or a hub id. Out: a `Base`, a stock pipeline with encoders at hand."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from bridle.control.unet import check_base
 from bridle.errors import BaseError
@@ -22,17 +26,18 @@ class Base:
 
     Args:
         pipeline: a stock diffusers pipeline with `unet`, `vae`, `text_encoder`, `tokenizer` and `scheduler`.
+        name: what a control trained on it says of it.
 
     Raises: BaseError: a part is missing, or the U-Net is of a family that is not supported.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, name: str = "unnamed") -> None:
         for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler"):
             if getattr(pipeline, part, None) is None:
                 kind = type(pipeline).__name__
                 raise BaseError(f"base is a {kind} without {part}; expected a Stable Diffusion pipeline with all parts")
         check_base(pipeline.unet)
-        self.pipeline = pipeline
+        self.pipeline, self.name = pipeline, name
         for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
             part.requires_grad_(False).eval()
         pipeline.set_progress_bar_config(disable=True)
@@ -114,17 +119,36 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
     Args:
         where: "embedded", a folder in diffusers format, or a hub id that is already in the local cache.
         dtype: of the weights in memory; training keeps float32 and computes in bfloat16.
+        device: a torch device, or "auto": a GPU where there is one.
 
     Raises: BaseError: nothing is found there, or it is no Stable Diffusion.
     """
-    folder = embedded_folder() if str(where) == EMBEDDED else where
+    embedded = str(where) == EMBEDDED
+    folder = embedded_folder() if embedded else where
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            folder, torch_dtype=dtype, safety_checker=None, requires_safety_checker=False, low_cpu_mem_usage=False
-        )
+        with quiet():
+            pipeline = StableDiffusionPipeline.from_pretrained(
+                folder, safety_checker=None, requires_safety_checker=False, low_cpu_mem_usage=False
+            )
     except (OSError, ValueError) as error:
         raise BaseError(explain(str(where), error)) from None
-    return Base(pipeline.to(device))
+    return Base(pipeline.to(device, dtype), f"{EMBEDDED}/{Path(folder).name}" if embedded else str(where))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' bars for loading, which end before anyone has read them."""
+    libraries = (diffusers_logging, transformers_logging)
+    shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
 
 
 def explain(where: str, error: Exception) -> str:

@@ -66,7 +66,9 @@ class Rein:
     def features(self, latents: Tensor) -> Tensor:
         """The encoded hint, computed once for all steps. Raises: HintError: no hint was set, or its size is wrong."""
         if self._hint is None:
-            raise HintError(f'control "{self.name}" has no hint; call rig["{self.name}"].set(hint=...) before the pipeline')
+            raise HintError(
+                f'control "{self.name}" has no hint; call rig["{self.name}"].set(hint=...) before the pipeline'
+            )
         factor = self.control.size_factor
         size_px = (latents.shape[-2] * factor, latents.shape[-1] * factor)
         check_hint(self._hint, self.control.hint_channels, size_px)
@@ -102,10 +104,14 @@ class Rig:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.detach()
 
-    def _steer(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def _steer(
+        self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Before the U-Net runs: put the summed residuals among its arguments, on top of any that are there."""
         values = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
         latents, timestep, text = values["sample"], values["timestep"], values["encoder_hidden_states"]
@@ -141,9 +147,11 @@ class Rig:
         return per_prompt.repeat_interleave(pictures, 0).repeat(halves, 1, 1, 1)
 
     def _share(self, timesteps: Tensor) -> tuple[float, float]:
-        """Where in the sampling this step lies: from and to, as shares of all steps; the whole where that is unknown."""
+        """Where in the sampling this step lies: from and to, as shares of all steps; all of it where unknown."""
         steps = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
-        found = [] if steps is None or timesteps.ndim else (steps.to(timesteps) == timesteps).nonzero().flatten().tolist()
+        found = (
+            [] if steps is None or timesteps.ndim else (steps.to(timesteps) == timesteps).nonzero().flatten().tolist()
+        )
         return (found[0] / len(steps), (found[0] + 1) / len(steps)) if found else (0.0, 1.0)
 
 
@@ -166,7 +174,7 @@ def acts(rein: Rein, begin: float, finish: float) -> bool:
 
 def check_fit(name: str, control: Control, unet: Any) -> None:
     """Raises: ConfigError: widths, text width, device or type differ from the base's."""
-    for key in ("in_channels", "block_out_channels", "cross_attention_dim"):
+    for key in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
         ours, theirs = control.config[key], unet.config[key]
         if tuple_of(ours) != tuple_of(theirs):
             remedy = "attach it to the base it was trained on, or to one of the same family"

@@ -5,7 +5,6 @@ In: the block's input x and a condition c. Out: y_c = F(x; Θ) + Z(F(x + Z(c; Θ
 
 import copy
 
-
 from torch import Tensor, nn
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -32,7 +31,7 @@ def zero_linear(width_in: int, width_out: int) -> nn.Module:
 
 
 class ControlledBlock(nn.Module):
-    """Any block, with a control beside it. Until the first optimiser step its output is the locked block's, bit for bit.
+    """Any block, with a control beside it. Until the first optimiser step its output is the locked one's, bit for bit.
 
     Args:
         block: F, called with one tensor and returning one; it is locked here, its copy is trained.
@@ -43,7 +42,7 @@ class ControlledBlock(nn.Module):
     def __init__(self, block: nn.Module, zero_in: nn.Module, zero_out: nn.Module) -> None:
         super().__init__()
         self.copy = copy.deepcopy(block).requires_grad_(True)
-        self.locked = block.requires_grad_(False)
+        self.locked = block.requires_grad_(False).eval()
         self.zero_in = zero_in
         self.zero_out = zero_out
 
@@ -57,5 +56,3 @@ class ControlledBlock(nn.Module):
         super().train(mode)
         self.locked.eval()
         return self
-
-

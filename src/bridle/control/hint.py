@@ -1,7 +1,7 @@
 """Hints: from a picture to a checked tensor, and from pixels to the size of the latents.
 
-In: a PIL image, a uint8 array or a tensor. Out: [B, K, H, W] float32 in [0, 1], and features [B, C, H / f, W / f], where
-f is the autoencoder's factor. Two encoders: `official` (what the released code, diffusers, ComfyUI and webui have) and
+In: a PIL image, a uint8 array or a tensor. Out: [B, K, H, W] float32 in [0, 1], and features [B, C, H / f, W / f]; f is
+the autoencoder's factor. Two encoders: `official` (what the released code, diffusers, ComfyUI and webui have) and
 `paper` (what the text of arXiv:2302.05543 says, as far as it adds up).
 """
 
@@ -36,7 +36,8 @@ class PaperHintEncoder(nn.Sequential):
             if index < halvings:
                 conv = nn.Conv2d(channels_in, channels, kernel_size=4, stride=2, padding=1)
             else:
-                conv = nn.Conv2d(channels_in, channels, kernel_size=4, padding="same")
+                layers.append(nn.ZeroPad2d((1, 2, 1, 2)))  # what padding="same" does, without torch's warning
+                conv = nn.Conv2d(channels_in, channels, kernel_size=4)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
             nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
             layers += [conv, nn.ReLU()]
@@ -48,6 +49,8 @@ def build_hint_encoder(kind: HintEncoder, hint_channels: int, channels_out: int,
     """Args: channels_out: those of the base's first convolution. size_factor: pixels per latent, a power of two."""
     if size_factor not in (1, 2, 4, 8, 16):
         raise ConfigError(f"size factor {size_factor} cannot be encoded; expected 1, 2, 4, 8 or 16 pixels per latent")
+    if kind not in ("official", "paper"):
+        raise ConfigError(f"hint encoder is {kind!r}; expected 'official' or 'paper'")
     if kind == "paper":
         return PaperHintEncoder(hint_channels, channels_out, size_factor)
     return ControlNetConditioningEmbedding(channels_out, hint_channels, official_channels(size_factor))
@@ -63,14 +66,15 @@ def to_hint(hint: Any, channels: int) -> Tensor:
     """Turn what people have at hand into a hint tensor.
 
     Args:
-        hint: a PIL image, an array [H, W], [H, W, K] or [B, H, W, K] of uint8, or a tensor [K, H, W] or [B, K, H, W] in [0, 1].
+        hint: a PIL image, an array [H, W], [H, W, K] or [B, H, W, K] of uint8, or a tensor [K, H, W] or [B, K, H, W] in
+            [0, 1].
         channels: how many channels the control was made for; a grey picture serves as three equal ones.
 
     Returns: [B, channels, H, W] float32.
     Raises: HintError: the type, the number of channels or the range does not fit.
     """
     if isinstance(hint, Image.Image):
-        hint = np.asarray(hint.convert("L" if channels == 1 else "RGB"))
+        hint = np.array(hint.convert("L" if channels == 1 else "RGB"))
     if isinstance(hint, np.ndarray):
         if hint.dtype != np.uint8:
             raise HintError(f"hint array has type {hint.dtype}; expected uint8 (0 to 255), or a tensor in [0, 1]")
@@ -82,11 +86,13 @@ def to_hint(hint: Any, channels: int) -> Tensor:
         raise HintError(f"hint is a {type(hint).__name__}; expected a PIL image, a uint8 array or a tensor in [0, 1]")
     hint = hint[None] if hint.ndim == 3 else hint
     check_hint(hint, channels)
+    if hint.numel() == 0:
+        raise HintError(f"hint has shape {list(hint.shape)}, which is no pixels at all; give a picture")
     low, high = hint.min().item(), hint.max().item()
-    if not (0 <= low and high <= 1):
+    if not 0 <= low <= high <= 1:
         remedy = "add 1 and halve it if it lies in [-1, 1], divide by 255 if it lies in [0, 255]"
         raise HintError(f"hint values lie in [{low:.3g}, {high:.3g}]; expected [0, 1]: {remedy}")
-    return hint.float()
+    return hint.float().contiguous()  # or kernels for other layouts round the same pixels differently
 
 
 def check_hint(hint: Tensor, channels: int, size_px: tuple[int, int] | None = None) -> None:

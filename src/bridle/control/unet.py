@@ -35,7 +35,12 @@ class Control(nn.Module):
     """
 
     def __init__(
-        self, parts: dict[str, nn.Module], config: dict[str, Any], hint_encoder: HintEncoder, links: Links, size_factor: int
+        self,
+        parts: dict[str, nn.Module],
+        config: dict[str, Any],
+        hint_encoder: HintEncoder,
+        links: Links,
+        size_factor: int,
     ) -> None:
         super().__init__()
         if links not in ("all", "middle"):

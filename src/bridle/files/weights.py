@@ -17,15 +17,16 @@ from torch import Tensor
 
 from bridle.atomic import write_text, write_with
 from bridle.control.unet import COPIED, Control
-from bridle.errors import FileError
+from bridle.errors import ConfigError, FileError
 
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 METADATA_KEY = "bridle"
 
 
-def save_control(control: Control, folder: Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write a control folder, each file atomically. `metadata`: facts worth keeping, such as the annotator and the steps."""
+def save_control(control: Control, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
+    """Write a control folder, each file atomically. `metadata`: facts worth keeping, such as annotator and steps."""
+    folder = Path(folder)
     own = {"hint_encoder": control.hint_encoder, "links": control.links, "size_factor": control.size_factor}
     header = {"format": "pt", METADATA_KEY: json.dumps({**(metadata or {}), **own}, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in control.state_dict().items()}
@@ -40,21 +41,26 @@ def load_control(folder: str | Path, *, dtype: torch.dtype = torch.float32, devi
     Raises: FileError: a file is missing or damaged, or the weights do not fit the configuration.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    facts = read_metadata(folder)
-    # Built on the meta device: no memory, no random weights that the next line would throw away.
+    try:
+        control = build(read_config(folder), read_metadata(folder))
+    except (TypeError, ValueError, ConfigError) as error:  # diffusers' own, and ours for what only the metadata says
+        raise FileError(f"{folder / CONFIG} is damaged ({first_line(error)}); copy the control again") from None
+    assign(control, read_weights(folder), folder)
+    return control.eval().to(device, dtype)
+
+
+def build(config: dict[str, Any], facts: dict[str, Any]) -> Control:
+    """A control without weights: on the meta device, which takes no memory and draws no random numbers."""
     with torch.device("meta"):
         model = ControlNetModel.from_config(config)
-        parts = {name: getattr(model, name) for name in COPIED}
-        control = Control(
-            parts,
-            {name: value for name, value in config.items() if not name.startswith("_")},
+        settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        return Control(
+            {name: getattr(model, name) for name in COPIED},
+            settings,
             facts.get("hint_encoder", "official"),
             facts.get("links", "all"),
-            facts.get("size_factor", 2 ** (len(config["conditioning_embedding_out_channels"]) - 1)),
+            facts.get("size_factor", 2 ** (len(settings["conditioning_embedding_out_channels"]) - 1)),
         )
-    assign(control, read_weights(folder), folder)
-    return control.to(device, dtype)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -64,6 +70,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileError(f"{folder} has no {CONFIG}; expected a control folder, such as RUN/control") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise FileError(f"{folder / CONFIG} is damaged ({error}); copy the control again") from None
+    if not isinstance(config, dict):
+        raise FileError(f"{folder / CONFIG} is damaged (no table of settings); copy the control again")
     if config.get("_class_name") != "ControlNetModel":
         raise FileError(f"{folder / CONFIG} describes a {config.get('_class_name')}; expected a ControlNetModel")
     return config
@@ -72,8 +80,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 def read_metadata(folder: Path) -> dict[str, Any]:
     """What Bridle wrote beside the weights; empty for a control that another tool wrote."""
     with open_weights(folder) as file:
-        facts: dict[str, Any] = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
-    return facts
+        text = (file.metadata() or {}).get(METADATA_KEY, "{}")
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError):
+        raise FileError(f"{folder / WEIGHTS} is damaged (its metadata is no table); copy the control again") from None
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -102,4 +113,9 @@ def assign(control: Control, weights: dict[str, Tensor], folder: Path) -> None:
         if tensor.shape != expected[name].shape:
             shapes = f"{list(tensor.shape)}, the configuration asks for {list(expected[name].shape)}"
             raise FileError(f"{name} in {folder} has shape {shapes}; both must come from one save")
-    control.load_state_dict(weights, assign=True)
+    # Copied, not assigned: tensors in a mapped file lie unaligned, and kernels then round differently.
+    control.to_empty(device="cpu").load_state_dict(weights)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -24,7 +24,7 @@ def generate(
     hints: Sequence[np.ndarray],
     prompts: Sequence[str],
     seeds: Sequence[int],
-    settings: SampleSettings = SampleSettings(),
+    settings: SampleSettings = SampleSettings(),  # noqa: B008 - frozen, so it can be shared
     size_px: tuple[int, int] | None = None,
 ) -> list[np.ndarray]:
     """Draw one picture per prompt.
@@ -42,6 +42,8 @@ def generate(
         raise SampleError(f"{len(hints)} hints, {len(prompts)} prompts, {len(seeds)} seeds; expected as many of each")
     set_scheduler(base, settings.scheduler)
     height, width = size_px or (hints[0].shape[:2] if len(hints) else (base.size_px, base.size_px))
+    if min(height, width) < 1 or height % base.size_factor or width % base.size_factor:
+        raise SampleError(f"picture is {width}x{height} px; expected multiples of {base.size_factor}: resize or crop")
     pictures = []
     for start in range(0, len(prompts), settings.batch):
         rows = slice(start, start + settings.batch)
@@ -71,7 +73,7 @@ def _batch(
         )
         return [np.round(image * 255).astype(np.uint8) for image in output.images]
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(base.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         if control is None:
             return draw()
         with attach(base.pipeline, control=control) as rig:

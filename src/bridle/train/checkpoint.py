@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, in one file, written so that a kill leaves the old one or the new one."""
+"""Checkpoints: everything a run needs to go on, in one file, written so that a kill leaves the old or the new one."""
 
 import re
 from pathlib import Path
@@ -34,5 +34,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise TrainError(f"checkpoint {found[-1]} is damaged ({error}); delete it to go on from the one before") from None
+        raise TrainError(
+            f"checkpoint {found[-1]} is damaged ({error}); delete it to go on from the one before"
+        ) from None
     return state

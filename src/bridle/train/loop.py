@@ -1,4 +1,4 @@
-"""The training loop. In: a control, a locked U-Net, a cache. Out: a run folder with checkpoints, metrics and `control/`.
+"""The training loop. In: a control, a locked U-Net, a cache. Out: a run folder with checkpoints and metrics.
 
 Nothing here knows pictures: the caller hands in what draws previews and what saves the control.
 """
@@ -6,7 +6,7 @@ Nothing here knows pictures: the caller hands in what draws previews and what sa
 import copy
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,19 +77,21 @@ def train(
     metrics, started, first = Metrics(folder, step, settings.tensorboard), time.monotonic(), step
     progress(step, None)
     with StopSignal() as stop:
-        while step < settings.steps and not stop:
+        last = step >= settings.steps
+        while not last:  # not `stop` itself: what comes in during a preview waits for the next step's checkpoint
             loss, norm = trainer.step(step)
             step += 1
             row = None
             if step % settings.log_every == 0 or step == settings.steps:
                 speed = (step - first) * settings.effective_batch / (time.monotonic() - started)
-                row = {"step": step, "loss": loss, "grad_norm": norm, "lr": trainer.lr(step - 1), "samples_per_s": speed}
+                row = {"step": step, "loss": loss, "grad_norm": norm, "lr": trainer.lr(step - 1)}
+                row["samples_per_s"] = speed
                 metrics.add(row)
             progress(step, row)
             last = step == settings.steps or bool(stop)
             if last or step % settings.checkpoint_every == 0:
+                save(trainer.average, step)  # first: a run killed in between does these steps, and this, again
                 save_checkpoint(folder / "checkpoints", step, trainer.state(step), settings.keep)
-                save(trainer.average, step)
             if preview is not None and (step % settings.preview_every == 0 or step == settings.steps):
                 preview(trainer.average, step)
     return Outcome(step, step >= settings.steps, trainer.average)
@@ -106,6 +108,8 @@ class Trainer:
         self.empty_text = cache.empty_text.to(control.device)
         self.ids = cache.train_ids
         self.shape = cache.batch(self.ids[:1]).mean.shape[1:]
+        if settings.precision == "bf16" and control.device.type == "cpu":
+            check_width(control, self.shape[-1])
         self.parameters = list(control.parameters())
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
@@ -134,7 +138,9 @@ class Trainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm).item()
         if not (torch.tensor([total, norm]).isfinite().all()):
             remedy = "the last checkpoint is intact: lower train.lr, or look at these pairs"
-            raise TrainError(f"loss {total} and gradient norm {norm} at step {step + 1}, samples {ids[:4]}...; {remedy}")
+            raise TrainError(
+                f"loss {total} and gradient norm {norm} at step {step + 1}, samples {ids[:4]}...; {remedy}"
+            )
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr(step)
         self.optimizer.step()
@@ -189,15 +195,37 @@ class Trainer:
         if state is None:
             return 0
         now = dataclasses.asdict(self.settings)
-        changed = [f"train.{k} was {v}, is {now[k]}" for k, v in state["settings"].items() if k not in FREE and now[k] != v]
+        changed = [
+            f"train.{k} was {v}, is {now[k]}" for k, v in state["settings"].items() if k not in FREE and now[k] != v
+        ]
+        if shapes(state["control"]) != shapes(self.control.state_dict()):
+            changed.append("the control was made otherwise: its base, hint encoder or hint channels changed")
         if state["cache"] != self.cache.fingerprint:
             changed.append("the data, its settings or the base changed")
         if changed:
-            raise TrainError(f"this run cannot go on: {'; '.join(changed)}. Undo that, or start a run in another folder")
+            raise TrainError(
+                f"this run cannot go on: {'; '.join(changed)}. Undo that, or start a run in another folder"
+            )
         self.control.load_state_dict(state["control"])
         self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
         return int(state["step"])
+
+
+def check_width(control: Control, width: int) -> None:
+    """Raises: TrainError: a strided convolution would see a width of 1.
+
+    There PyTorch 2.13 on CPU leaves parts of the bfloat16 weight gradient as they were in memory: NaN, or worse, not.
+    """
+    least = 2 ** (len(control.config["block_out_channels"]) - 1)
+    if width < least:
+        size_px, least_px = width * control.size_factor, least * control.size_factor
+        remedy = f'set size_px to {least_px} or more, or train.precision to "fp32"'
+        raise TrainError(f"pictures are {size_px} px wide, too small for train.precision 'bf16' on a CPU: {remedy}")
+
+
+def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def set_plain_attention(control: Control, unet: Any) -> None:

@@ -15,6 +15,7 @@ class Metrics:
     """
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self._board = open_board(folder / "tensorboard", first_step) if tensorboard else None
         if self.path.exists():

@@ -1,0 +1,69 @@
+"""Bridle: put your own control on a pretrained text-to-image model, on your own machine, and use it everywhere."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from bridle.base.load import Base, load_base
+    from bridle.control.attach import Rig, attach
+    from bridle.control.block import ControlledBlock, zero_conv, zero_linear
+    from bridle.control.residuals import Residuals
+    from bridle.control.unet import Control
+    from bridle.errors import BridleError
+    from bridle.files.weights import load_control, save_control
+    from bridle.run import RunSettings, evaluate_run, train_run
+    from bridle.sample.sampler import generate
+    from bridle.sample.settings import SampleSettings
+
+# Where each public name lives; it is imported when it is first asked for, so that `import bridle` costs nothing.
+_HOMES = {
+    "Base": "bridle.base.load",
+    "BridleError": "bridle.errors",
+    "Control": "bridle.control.unet",
+    "ControlledBlock": "bridle.control.block",
+    "Residuals": "bridle.control.residuals",
+    "Rig": "bridle.control.attach",
+    "RunSettings": "bridle.run",
+    "SampleSettings": "bridle.sample.settings",
+    "attach": "bridle.control.attach",
+    "evaluate_run": "bridle.run",
+    "generate": "bridle.sample.sampler",
+    "load_base": "bridle.base.load",
+    "load_control": "bridle.files.weights",
+    "save_control": "bridle.files.weights",
+    "train_run": "bridle.run",
+    "zero_conv": "bridle.control.block",
+    "zero_linear": "bridle.control.block",
+}
+
+__all__ = [
+    "Base",
+    "BridleError",
+    "Control",
+    "ControlledBlock",
+    "Residuals",
+    "Rig",
+    "RunSettings",
+    "SampleSettings",
+    "attach",
+    "evaluate_run",
+    "generate",
+    "load_base",
+    "load_control",
+    "save_control",
+    "train_run",
+    "zero_conv",
+    "zero_linear",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'bridle' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

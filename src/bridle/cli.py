@@ -1,0 +1,173 @@
+"""The command line. Each verb parses, calls one function, prints one result; heavy imports wait until it is called."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from bridle.errors import BridleError
+
+app = typer.Typer(
+    name="bridle",
+    help="Teach a pretrained text-to-image model your own control: train, sample, measure.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set train.lr=1e-4")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command()
+def demo(
+    data: Annotated[Path | None, typer.Option(help="Your own folder: pictures with .txt captions beside them.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the run and its report go.")] = Path("demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Train an edge control on the embedded base, measure it, and write a report: a few minutes on two cores.
+
+    Example: `bridle demo`, or `bridle demo --data my_pictures`
+    """
+    from bridle.demo.demo import run_demo
+
+    result = run_demo(data, out)
+    lines = [result.sentence, f"Report: {result.report}", f"Pictures: {result.sheet}"]
+    if result.colours:
+        lines.append(f"One hint, four prompts: {result.colours}")
+    say(result.summary, as_json, lines=lines)
+
+
+@app.command()
+def train(
+    settings: Annotated[Path | None, typer.Argument(help="A TOML file; see docs/settings.md.")] = None,
+    data: Annotated[Path | None, typer.Option(help="The data set's folder; the same as --set data.folder=...")] = None,
+    out: Annotated[Path, typer.Option(help="The run's folder. The same command goes on with a stopped run.")] = Path(
+        "run"
+    ),
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a control on a folder of pictures. Ctrl-C stops it; the same command goes on.
+
+    Example: `bridle train --data my_pictures --out runs/edges --set data.annotator=canny --set train.steps=2000`
+    """
+    from bridle import config
+    from bridle.run import RunSettings, train_run
+
+    named = [*([f"data.folder={json.dumps(str(data))}"] if data else []), *(overrides or [])]
+    result = train_run(config.read(RunSettings, settings, named), out)
+    outcome = result.outcome
+    ended = "finished" if outcome.finished else "stopped; the same command goes on"
+    line = f"Training {ended} at step {outcome.step}. Control: {out / 'control'}"
+    say({"step": outcome.step, "finished": outcome.finished, "control": str(out / "control")}, as_json, lines=[line])
+
+
+@app.command()
+def sample(
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    control: Annotated[Path | None, typer.Option(help="A control folder, such as run/control.")] = None,
+    hint: Annotated[Path | None, typer.Option(help="The hint as a picture.")] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to make the hint of, with --annotator.")] = None,
+    annotator: Annotated[str, typer.Option(help="canny, soft_edge or scribble.")] = "canny",
+    base: Annotated[
+        str, typer.Option(help="embedded, a diffusers folder, or a hub id in the local cache.")
+    ] = "embedded",
+    scale: Annotated[float, typer.Option(help="How strongly the control pulls.")] = 1.0,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
+    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, dpm++, euler, euler-a, heun, pndm or unipc.")] = "ddim",
+    seed: Annotated[int, typer.Option(help="Of the noise; the first one with --count.")] = 0,
+    count: Annotated[int, typer.Option(min=1, help="How many pictures, with seeds one after another.")] = 1,
+    out: Annotated[Path, typer.Option(help="The PNG to write; numbered with --count.")] = Path("sample.png"),
+    as_json: AsJson = False,
+) -> None:
+    """Draw a picture, steered by a hint. The PNG carries its settings.
+
+    Example: `bridle sample --control run/control --hint edges.png --prompt "a red apple" --out apple.png`
+    """
+    from bridle.run.sampling import sample_to_files
+    from bridle.sample.settings import SampleSettings
+
+    how = SampleSettings(steps=steps, guidance=guidance, scheduler=scheduler, scale=scale)
+    paths = sample_to_files(prompt, control, hint, image, annotator, base, how, range(seed, seed + count), out)
+    say({"pictures": [str(path) for path in paths]}, as_json, lines=[str(path) for path in paths])
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The run's folder.")] = Path("run"),
+    pairs: Annotated[int | None, typer.Option(min=1, help="How many held-out pairs; all where not given.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Pictures per pair.")] = 2,
+    as_json: AsJson = False,
+) -> None:
+    """Measure on held-out pairs whether the pictures obey the hints; writes figures, a report and a picture sheet.
+
+    Example: `bridle evaluate runs/edges --pairs 16`
+    """
+    from bridle.evaluate import sentence
+    from bridle.run import evaluate_run
+
+    measured = evaluate_run(run, pairs=pairs, seeds=seeds)
+    said = sentence(measured.evaluation)
+    summary = {"sentence": said, "report": str(measured.report), "figures": str(measured.evaluation.folder)}
+    say(summary, as_json, lines=[said, f"Report: {measured.report}"])
+
+
+@app.command()
+def annotate(
+    image: Annotated[Path, typer.Argument(help="The picture.")],
+    out: Annotated[Path, typer.Argument(help="The hint to write, as PNG.")],
+    annotator: Annotated[str, typer.Option(help="canny, soft_edge or scribble.")] = "canny",
+    as_json: AsJson = False,
+) -> None:
+    """Make a hint of a picture.
+
+    Example: `bridle annotate photo.jpg edges.png --annotator canny`
+    """
+    from bridle.run.sampling import annotate_file
+
+    annotate_file(image, out, annotator)
+    say({"hint": str(out)}, as_json, lines=[str(out)])
+
+
+def say(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:
+    """One result on stdout: lines for people, JSON for machines."""
+    print(json.dumps(result) if as_json else "\n".join(lines))
+
+
+def version(asked: bool) -> None:
+    if asked:
+        from bridle import __version__
+
+        print(f"bridle {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Entry point: what the user can put right is one line and exit status 2, without a traceback."""
+    # On import transformers asks for torchvision, which is left out on purpose; read once, so it is set before.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        app()
+    except BridleError as error:
+        print(f"bridle: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("bridle: interrupted", file=sys.stderr)
+        sys.exit(130)

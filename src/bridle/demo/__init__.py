@@ -1,0 +1,1 @@
+"""The whole product in a few minutes: pairs, hints, training, measuring, a report."""

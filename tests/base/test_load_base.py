@@ -1,0 +1,130 @@
+"""A base is found, locked and checked; what is no base says what to give instead."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from diffusers import StableDiffusionPipeline
+
+from bridle.base.load import Base, load_base
+from bridle.errors import BaseError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = Path(tmp_path_factory.mktemp("base"))
+    tiny.make_pipeline().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(folder: Path) -> Base:
+    return load_base(folder)
+
+
+def test_a_folder_loads_as_the_pipeline_that_was_saved_locked_and_in_evaluation_mode(base: Base) -> None:
+    ours, saved = base.pipeline, tiny.make_pipeline()
+    for part in ("unet", "vae", "text_encoder"):
+        model = getattr(ours, part)
+        assert not model.training
+        assert not any(parameter.requires_grad for parameter in model.parameters())
+        expected = getattr(saved, part).state_dict()
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert (base.size_factor, base.size_px, base.device.type) == (8, 64, "cpu")
+
+
+def test_latents_are_the_posterior_of_the_autoencoder_times_its_scaling(base: Base) -> None:
+    pixels = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    mean, std = base.encode_images(pixels)
+    with torch.no_grad():
+        posterior = base.pipeline.vae.encode(pixels).latent_dist
+    assert torch.equal(mean, posterior.mean * base.pipeline.vae.config.scaling_factor)
+    assert torch.equal(std, posterior.std * base.pipeline.vae.config.scaling_factor)
+    assert mean.shape == (2, 4, 8, 8)
+    with torch.no_grad():
+        decoded = base.pipeline.vae.decode(posterior.mean).sample
+    assert torch.allclose(base.decode(mean), decoded.clamp(-1, 1), atol=1e-5)
+
+
+def test_captions_are_encoded_as_the_pipeline_encodes_its_prompts(base: Base) -> None:
+    captions = ["", "a red apple", "a very long caption that is cut because no more tokens fit"]
+    with torch.no_grad():
+        expected, _ = base.pipeline.encode_prompt(captions, "cpu", 1, False)
+    states = base.encode_captions(captions)
+    assert torch.equal(states, expected)
+    assert not torch.equal(states[0], states[1])
+    assert states.shape == (3, tiny.TOKENS, tiny.WIDTH)
+
+
+def test_captions_are_encoded_in_any_number(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridle.base.load.CAPTIONS_AT_ONCE", 2)
+    captions = ["red", "green", "blue", "red", ""]
+    states = base.encode_captions(captions)
+    assert torch.allclose(states, torch.cat([base.encode_captions([caption]) for caption in captions]), atol=1e-5)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_the_fingerprint_changes_with_one_weight_of_an_encoder(base: Base, part: str) -> None:
+    other = tiny.make_base()
+    assert other.fingerprint == base.fingerprint
+    changed = tiny.make_base()
+    with torch.no_grad():
+        next(getattr(changed.pipeline, part).parameters()).view(-1)[0] += 1e-3
+    assert changed.fingerprint != base.fingerprint
+
+
+def test_the_fingerprint_changes_with_the_scaling(base: Base) -> None:
+    changed = tiny.make_base()
+    changed.pipeline.vae.register_to_config(scaling_factor=0.5)
+    assert changed.fingerprint != base.fingerprint
+
+
+def test_the_schedule_is_that_of_training_whatever_the_sampler(base: Base) -> None:
+    from diffusers import EulerDiscreteScheduler
+
+    other = tiny.make_base()
+    other.pipeline.scheduler = EulerDiscreteScheduler.from_config(other.pipeline.scheduler.config)
+    assert torch.equal(other.schedule.alphas_cumprod, base.schedule.alphas_cumprod)
+    assert torch.equal(base.schedule.alphas_cumprod, base.pipeline.scheduler.alphas_cumprod)
+
+
+@pytest.mark.parametrize("where", ["no-such/model", "no-such-model", "no/such/folder", "./nothing here"])
+def test_a_base_that_is_not_there_says_what_to_give(where: str) -> None:
+    with pytest.raises(BaseError) as raised:
+        load_base(where)
+    said = [where, "was not found", '"embedded"', "path of a diffusers folder", "local cache"]
+    assert [part for part in said if part not in str(raised.value)] == []
+    assert "\n" not in str(raised.value)
+
+
+def test_a_folder_that_holds_no_base_says_what_it_should_hold(tmp_path: Path) -> None:
+    with pytest.raises(BaseError, match=r"cannot be loaded .*expected a diffusers folder with model_index.json"):
+        load_base(tmp_path)
+
+
+def test_a_damaged_base_is_named(tmp_path: Path) -> None:
+    tiny.make_pipeline().save_pretrained(tmp_path)
+    weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(BaseError, match=rf"base folder {tmp_path} cannot be loaded"):
+        load_base(tmp_path)
+
+
+def test_a_base_that_asks_for_conditions_of_other_families_is_refused(tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 8,
+        "projection_class_embeddings_input_dim": 80,
+    }
+    tiny.make_pipeline(tiny.make_unet(**changes)).save_pretrained(tmp_path)
+    with pytest.raises(BaseError, match=r"needs addition_embed_type, .*Stable Diffusion 1 or 2"):
+        load_base(tmp_path)
+
+
+def test_a_pipeline_without_a_part_is_refused() -> None:
+    pipeline: StableDiffusionPipeline = tiny.make_pipeline()
+    pipeline.text_encoder = None
+    with pytest.raises(BaseError, match="StableDiffusionPipeline without text_encoder; expected a Stable Diffusion"):
+        Base(pipeline)

@@ -1,0 +1,42 @@
+"""Measuring a run: figures, a page and a sheet from what its folder holds."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from small_run import HELD_OUT, Done
+
+from bridle.errors import ConfigError, DataError
+from bridle.run import evaluate_run, train_run
+
+
+def test_a_run_is_measured_from_its_folder_alone(done: Done) -> None:
+    measured = evaluate_run(done.run.folder, seeds=1)
+    folder = done.run.folder / "evaluation"
+    assert {"evaluation.json", "report.html", "sheet.png"} <= {path.name for path in folder.iterdir()}
+    table = json.loads((folder / "evaluation.json").read_text())
+    assert {pair["id"] for pair in table["pairs"]} == {id.rpartition("#")[0] for id in done.run.data.cache.held_out_ids}
+    assert len(table["pairs"]) == HELD_OUT
+    assert all((folder / pair["seeds"][0]["control_picture"]).is_file() for pair in table["pairs"])
+    assert measured.evaluation.condition == "canny"
+    page = measured.report.read_text(encoding="utf-8")
+    assert "canny" in page
+    assert f"{done.settings.train.steps} of {done.settings.train.batch} pairs" in page
+    with Image.open(measured.sheet) as sheet:
+        sheet.verify()
+
+
+def test_a_run_that_holds_nothing_out_cannot_be_measured(done: Done, tmp_path: Path) -> None:
+    data = replace(done.settings.data, held_out=0)
+    train = replace(done.settings.train, steps=1)
+    train_run(replace(done.settings, data=data, train=train), tmp_path)
+    assert not (tmp_path / "previews").exists()
+    with pytest.raises(DataError, match=r"train with data\.held_out of 5 or more"):
+        evaluate_run(tmp_path)
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"holds no run \(settings.toml is missing\)"):
+        evaluate_run(tmp_path)

@@ -1,0 +1,140 @@
+"""A run: one call makes everything, the same call adds nothing, a longer one goes on, another one is refused."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from PIL import Image
+from small_run import HELD_OUT, PAIRS, STEPS, Done
+
+from bridle.cache.store import Cache
+from bridle.control.settings import ControlSettings
+from bridle.errors import TrainError
+from bridle.files.weights import load_control, read_metadata
+from bridle.run import RunSettings, read_run, train_run
+from bridle.train.checkpoint import load_newest
+from bridle.train.loop import Trainer
+from bridle.train.metrics import read_metrics
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def copy_of(done: Done, folder: Path) -> Path:
+    return Path(shutil.copytree(done.run.folder, folder / "run"))
+
+
+def test_a_run_leaves_its_settings_cache_checkpoint_metrics_previews_and_control(done: Done) -> None:
+    folder = done.run.folder
+    assert (done.run.outcome.step, done.run.outcome.finished) == (STEPS, True)
+    assert read_run(folder) == done.settings
+    cache = Cache.open(folder / "cache")
+    assert (len(cache.train_ids), len(cache.held_out_ids)) == (PAIRS - HELD_OUT, HELD_OUT)
+    state = load_newest(folder / "checkpoints")
+    assert state is not None
+    assert state["step"] == STEPS
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [2, 4]
+    assert [path.name for path in (folder / "previews").iterdir()] == [f"step-{STEPS:08}.png"]
+    with Image.open(folder / "previews" / f"step-{STEPS:08}.png") as sheet:
+        assert sheet.width > sheet.height > 0
+    facts = read_metadata(folder / "control")
+    assert facts["steps"] == STEPS
+    assert (facts["hint"], facts["pairs"], facts["links"]) == ("canny", PAIRS - HELD_OUT, "all")
+
+
+def test_the_saved_control_is_the_averaged_one_and_diffusers_loads_the_same_weights(done: Done) -> None:
+    ours = load_control(done.run.folder / "control").state_dict()
+    averaged = done.run.outcome.control.state_dict()
+    theirs = ControlNetModel.from_pretrained(done.run.folder / "control", low_cpu_mem_usage=False).state_dict()
+    assert ours.keys() == averaged.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], averaged[name]) and torch.equal(ours[name], theirs[name]) for name in ours)
+    assert any(ours[f"controlnet_down_blocks.{link}.weight"].any() for link in range(12))  # it has learned something
+
+
+def test_nothing_but_results_goes_to_stdout(done: Done) -> None:
+    assert done.stdout == ""
+
+
+def test_the_same_call_again_trains_no_step_and_changes_no_file(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "step", lambda self, step: pytest.fail(f"step {step} was trained again"))
+    folder = copy_of(done, tmp_path)
+    before = snapshot(folder)
+    outcome = train_run(done.settings, folder).outcome
+    assert (outcome.step, outcome.finished) == (STEPS, True)
+    assert snapshot(folder) == before
+
+
+def test_more_steps_go_on_and_end_where_one_longer_run_ends(
+    done: Done, longer: Callable[[int], RunSettings], tmp_path: Path
+) -> None:
+    continued, straight = copy_of(done, tmp_path), tmp_path / "straight"
+    shutil.copytree(done.run.folder / "cache", straight / "cache")  # saves encoding it again
+    for folder in (continued, straight):
+        assert train_run(longer(STEPS + 2), folder).outcome.step == STEPS + 2
+    first, second = (load_control(folder / "control").state_dict() for folder in (continued, straight))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert [row["step"] for row in read_metrics(continued / "metrics.jsonl")] == [2, 4, 6]
+    assert read_run(continued).train.steps == STEPS + 2
+
+
+def with_lr(settings: RunSettings) -> RunSettings:
+    return replace(settings, train=replace(settings.train, lr=5e-4))
+
+
+def with_size(settings: RunSettings) -> RunSettings:
+    return replace(settings, data=replace(settings.data, size_px=128))
+
+
+def with_encoder(settings: RunSettings) -> RunSettings:
+    return replace(settings, control=ControlSettings(hint_encoder="paper"))
+
+
+def with_base(settings: RunSettings) -> RunSettings:
+    return replace(settings, base="embedded")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (with_lr, "train.lr was 0.001, is 0.0005"),
+        (with_size, "data.size_px was 64, is 128"),
+        (with_encoder, "control.hint_encoder was official, is paper"),
+        (with_base, "is embedded"),
+    ],
+)
+def test_a_run_that_began_otherwise_is_refused_and_left_as_it_was(
+    done: Done, change: Callable[[RunSettings], RunSettings], named: str
+) -> None:
+    before = snapshot(done.run.folder)
+    with pytest.raises(TrainError, match=named):
+        train_run(change(done.settings), done.run.folder)
+    assert snapshot(done.run.folder) == before
+
+
+def test_a_control_of_the_middle_link_goes_on_with_all_of_them(
+    done: Done, longer: Callable[[int], RunSettings], tmp_path: Path
+) -> None:
+    shutil.copytree(done.run.folder / "cache", tmp_path / "cache")
+    train_run(replace(done.settings, control=ControlSettings(links="middle")), tmp_path)
+    before = load_control(tmp_path / "control")
+    assert before.links == "middle"
+    assert before.controlnet_mid_block.weight.any()
+    assert not any(conv.weight.any() for conv in before.controlnet_down_blocks)
+    train_run(longer(STEPS + 2), tmp_path)
+    after = load_control(tmp_path / "control")
+    assert after.links == "all"
+    assert all(conv.weight.any() for conv in after.controlnet_down_blocks)
+
+
+def test_a_run_without_a_checkpoint_may_begin_anew_under_other_settings(done: Done, tmp_path: Path) -> None:
+    folder = copy_of(done, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    assert train_run(with_lr(done.settings), folder).outcome.step == STEPS
+    assert read_run(folder) == with_lr(done.settings)

@@ -1,0 +1,213 @@
+"""The command line: help that explains, errors in one line, and JSON alone on stdout where it is asked for."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from bridle import __version__
+from bridle.cli import app, main
+from bridle.errors import BridleError, SampleError
+
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `bridle ...` in this process. Returns: exit status, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["bridle", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    return run
+
+
+def test_the_verbs_follow_the_data() -> None:
+    assert set(COMMANDS) == {"demo", "train", "sample", "evaluate", "annotate"}
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_verb_explains_itself_with_an_example_that_parses(verb: str) -> None:
+    result = CliRunner().invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert "Example:" in result.stdout
+    examples = re.findall(rf"`bridle ({verb}[^`]*)`", COMMANDS[verb].callback.__doc__)
+    assert examples
+    for example in examples:
+        COMMANDS[verb].make_context(verb, shlex.split(example)[1:])  # an option that does not exist is an error here
+
+
+@pytest.mark.parametrize("verb", COMMANDS)
+def test_every_option_of_every_verb_has_a_help_text(verb: str) -> None:
+    texts = [parameter.help for parameter in COMMANDS[verb].params if parameter.name != "help"]
+    assert len(texts) >= 3
+    assert all(texts)
+
+
+def test_help_of_every_verb_answers_without_loading_torch() -> None:
+    script = (
+        "import sys; from typer.testing import CliRunner; from bridle.cli import app\n"
+        f"for verb in {list(COMMANDS)}: assert 'Usage' in CliRunner().invoke(app, [verb, '--help']).stdout\n"
+        "print(sorted({'torch', 'diffusers', 'transformers', 'cv2', 'numpy'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_version_is_printed(call: Call) -> None:
+    assert call("--version") == (0, f"bridle {__version__}\n", "")
+
+
+def check_one_line(result: tuple[int, str, str], *said: str) -> None:
+    status, out, err = result
+    assert (status, out) == (2, "")
+    assert err.startswith("bridle: ")
+    assert err.count("\n") == 1
+    assert "Traceback" not in err
+    for words in said:
+        assert words in err
+
+
+def test_an_unknown_setting_is_one_line_that_names_the_nearest(call: Call, tmp_path: Path) -> None:
+    result = call("train", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--set", "train.lrr=1e-4")
+    check_one_line(result, "unknown setting train.lrr", "did you mean train.lr?")
+
+
+def test_a_setting_out_of_range_is_one_line_with_its_range(call: Call, tmp_path: Path) -> None:
+    result = call("train", "--data", str(tmp_path), "--out", str(tmp_path / "run"), "--set", "train.steps=0")
+    check_one_line(result, "train.steps is 0", "expected 1 or more")
+
+
+def test_a_missing_data_set_is_one_line_and_makes_no_run(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridle.run.training.load_base", lambda where: None)
+    missing, out = tmp_path / "nowhere", tmp_path / "run"
+    check_one_line(call("train", "--data", str(missing), "--out", str(out)), f"data folder {missing} does not exist")
+    assert not out.exists()
+
+
+def test_measuring_a_folder_that_holds_no_run_is_one_line(call: Call, tmp_path: Path) -> None:
+    check_one_line(call("evaluate", str(tmp_path)), f"{tmp_path} holds no run", "bridle train")
+
+
+def test_an_unreadable_picture_is_one_line(call: Call, tmp_path: Path) -> None:
+    (tmp_path / "notes.png").write_text("not a picture")
+    result = call("annotate", str(tmp_path / "notes.png"), str(tmp_path / "hint.png"))
+    check_one_line(result, "notes.png", "cannot be read as PNG")
+    assert not (tmp_path / "hint.png").exists()
+
+
+def test_an_unknown_annotator_names_the_nearest(call: Call) -> None:
+    check_one_line(call("annotate", "a.png", "b.png", "--annotator", "cany"), "did you mean canny?")
+
+
+def fail_with(error: BaseException) -> Callable[..., Any]:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def test_an_error_that_quotes_several_lines_is_still_one(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridle.run.sampling.sample_to_files", fail_with(SampleError("first\nsecond")))
+    check_one_line(call("sample", "--prompt", "a cat"), "first second")
+
+
+def test_a_bug_of_ours_is_not_dressed_up_as_the_users_mistake(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+    assert not issubclass(RuntimeError, BridleError)
+    monkeypatch.setattr("bridle.run.sampling.annotate_file", fail_with(RuntimeError("ours")))
+    monkeypatch.setattr(sys, "argv", ["bridle", "annotate", "a.png", "b.png"])
+    with pytest.raises(RuntimeError, match="ours"):
+        main()
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridle.run.sampling.annotate_file", fail_with(KeyboardInterrupt()))
+    status, out, err = call("annotate", "a.png", "b.png")
+    assert (status, out) == (130, "")
+    assert "Traceback" not in err
+
+
+def test_what_train_is_told_reaches_training_with_overrides_last(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given: list[Any] = []
+
+    def train_run(settings: Any, out: Path) -> Any:
+        given.extend((settings, out))
+        return SimpleNamespace(outcome=SimpleNamespace(step=7, finished=False))
+
+    monkeypatch.setattr("bridle.run.train_run", train_run)
+    (tmp_path / "run.toml").write_text('[data]\nfolder = "elsewhere"\nflip = false\n[train]\nlr = 1e-3\nbatch = 2\n')
+    folder = 'my "best" pictures'
+    named = ["--data", folder, "--out", "runs/a", "--set", "train.lr=2e-4"]
+    status, out, err = call("train", str(tmp_path / "run.toml"), *named)
+    settings, where = given
+    assert (settings.data.folder, settings.data.flip) == (Path(folder), False)
+    assert (settings.train.lr, settings.train.batch, where) == (2e-4, 2, Path("runs/a"))
+    assert (status, err) == (0, "")
+    assert out == f"Training stopped; the same command goes on at step 7. Control: {Path('runs/a/control')}\n"
+
+
+RUN = SimpleNamespace(outcome=SimpleNamespace(step=3, finished=True))
+MEASURED = SimpleNamespace(evaluation=SimpleNamespace(folder=Path("e")), report=Path("e/report.html"))
+DEMO = SimpleNamespace(summary={"f1": 0.5}, sentence="They follow.", report=Path("r"), sheet=Path("s"), colours=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fakes", "expected"),
+    [
+        (["demo"], {"bridle.demo.demo.run_demo": DEMO}, {"f1": 0.5}),
+        (
+            ["train", "--data", "d", "--out", "o"],
+            {"bridle.run.train_run": RUN},
+            {"step": 3, "finished": True, "control": str(Path("o/control"))},
+        ),
+        (
+            ["sample", "--prompt", "a cat", "--count", "2"],
+            {"bridle.run.sampling.sample_to_files": [Path("a.png"), Path("b.png")]},
+            {"pictures": ["a.png", "b.png"]},
+        ),
+        (
+            ["evaluate", "r"],
+            {"bridle.run.evaluate_run": MEASURED, "bridle.evaluate.sentence": "They follow."},
+            {"sentence": "They follow.", "report": str(Path("e/report.html")), "figures": "e"},
+        ),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_json_is_all_that_stdout_gets(
+    call: Call, monkeypatch: pytest.MonkeyPatch, arguments: list[str], fakes: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    for target, result in fakes.items():
+        monkeypatch.setattr(target, lambda *given, result=result, **options: result)
+    status, out, _ = call(*arguments, "--json")
+    assert status == 0
+    assert json.loads(out) == expected
+
+
+def test_annotating_a_real_picture_answers_in_json(call: Call, tmp_path: Path) -> None:
+    image = np.full((32, 32, 3), 255, np.uint8)
+    image[8:24, 8:24] = 0
+    Image.fromarray(image).save(tmp_path / "square.png")
+    status, out, err = call("annotate", str(tmp_path / "square.png"), str(tmp_path / "hint.png"), "--json")
+    assert (status, err) == (0, "")
+    with Image.open(json.loads(out)["hint"]) as hint:
+        assert hint.size == (32, 32)

@@ -1,0 +1,54 @@
+"""The objective is DDPM's, value by value that of diffusers' scheduler."""
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor
+
+from bridle.errors import TrainError
+from bridle.train.objective import add_noise, loss_per_sample, sample_posterior, target
+
+SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
+TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
+
+
+def normal(seed: int) -> Tensor:
+    return torch.randn(5, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def test_noise_is_added_as_diffusers_adds_it() -> None:
+    ours = add_noise(normal(0), normal(1), TIMESTEPS, SCHEDULER.alphas_cumprod)
+    theirs = SCHEDULER.add_noise(normal(0), normal(1), TIMESTEPS)
+    assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_the_targets_are_those_of_diffusers() -> None:
+    given = (normal(0), normal(1), TIMESTEPS, SCHEDULER.alphas_cumprod)
+    velocity = SCHEDULER.get_velocity(normal(0), normal(1), TIMESTEPS)
+    assert torch.allclose(target(*given, "v_prediction"), velocity, rtol=0, atol=1e-6)
+    assert torch.equal(target(*given, "epsilon"), normal(1))
+
+
+def test_another_prediction_type_is_refused() -> None:
+    with pytest.raises(TrainError, match="base predicts 'sample'; expected 'epsilon' or 'v_prediction'"):
+        target(normal(0), normal(1), TIMESTEPS, SCHEDULER.alphas_cumprod, "sample")
+
+
+@pytest.mark.parametrize("outside", [-1, 1000])
+def test_a_timestep_outside_the_schedule_is_refused(outside: int) -> None:
+    timesteps = torch.tensor([0, 1, outside, 3, 4])
+    for call in (add_noise, lambda *given: target(*given, "v_prediction")):
+        with pytest.raises(TrainError, match=rf"timesteps \[{outside}\] lie outside the schedule; expected 0 to 999"):
+            call(normal(0), normal(1), timesteps, SCHEDULER.alphas_cumprod)
+
+
+def test_the_posterior_is_drawn_around_its_mean_with_its_deviation() -> None:
+    mean, std, unit = normal(0), normal(1).abs(), normal(2)
+    assert torch.allclose((sample_posterior(mean, std, unit) - mean) / std, unit, atol=1e-3)
+
+
+def test_the_loss_is_one_float32_number_per_sample_whatever_comes_in() -> None:
+    output, wanted = normal(0).bfloat16(), normal(1)
+    loss = loss_per_sample(output, wanted)
+    assert loss.dtype == torch.float32
+    assert torch.allclose(loss[3], torch.nn.functional.mse_loss(output[3].float(), wanted[3]))

@@ -1,0 +1,43 @@
+"""Look at a base: a sheet of prompts, two seeds each. Judge it by eye before anything else.
+
+    python tools/base/look.py --base work/base/model --out sheet.png
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from bridle.base.load import Base
+from bridle.sample.picture import grid
+from bridle.sample.sampler import generate
+from bridle.sample.settings import SampleSettings
+
+PROMPTS = (
+    "a red apple", "a smiling cat face", "a blue car", "a cactus", "a pizza", "a house", "a green apple",
+    "a purple cup of coffee", "a dog face", "a smiling face with sunglasses", "a rocket", "an umbrella",
+    "a sunflower", "a guitar", "a yellow fish", "a tree on a blue background",
+)  # fmt: skip
+
+
+def main(args: argparse.Namespace) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(args.base, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    how = SampleSettings(steps=args.steps, guidance=args.guidance, batch=2 * len(PROMPTS))
+    prompts = [prompt for prompt in PROMPTS for _ in range(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        images = generate(Base(pipeline), None, [], prompts, [0, 1] * len(PROMPTS), how)
+    pairs = [images[row : row + 2] for row in range(0, len(images), 2)]
+    rows = [[*pairs[i], *pairs[i + 1]] for i in range(0, len(pairs), 2)]
+    captions = [f"{PROMPTS[i]} | {PROMPTS[i + 1]}" for i in range(0, len(pairs), 2)]
+    Image.fromarray(grid(rows, ["seed 0", "seed 1"] * 2, captions)).save(args.out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path("work/base/model"))
+    parser.add_argument("--out", type=Path, default=Path("sheet.png"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--guidance", type=float, default=4.0)
+    main(parser.parse_args())
