@@ -56,8 +56,9 @@ def test_without_guidance_they_are_the_same_bit_for_bit(pipelines: tuple[Any, An
     hint = tiny.make_hint()
     expected = draw(stock, "a red apple", image=Image.fromarray(hint), guidance_scale=1.0)
     with attach(plain, edge=control) as rig:
-        rig["edge"].set(hint=hint)
-        assert np.array_equal(draw(plain, "a red apple", guidance_scale=1.0), expected)
+        for form in (hint, hint[None], Image.fromarray(hint), torch.from_numpy(hint).permute(2, 0, 1)[None] / 255):
+            rig["edge"].set(hint=form)
+            assert np.array_equal(draw(plain, "a red apple", guidance_scale=1.0), expected)
 
 
 def test_one_hint_serves_two_prompts(pipelines: tuple[Any, Any, Control]) -> None:

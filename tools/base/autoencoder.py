@@ -18,7 +18,6 @@ import state
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
-from torch.nn import functional as F
 
 CROP_PX = 64
 KL_WEIGHT = 1e-6
@@ -37,7 +36,7 @@ def build() -> AutoencoderKL:
 
 
 def draw_crops(rgba: np.ndarray, count: int, rng: np.random.Generator) -> Tensor:
-    """Random crops on white or a plain colour, flipped, colours sometimes permuted. Returns: [B, 3, 64, 64] in [-1, 1]."""
+    """Crops on white or a plain colour, some flipped, some in permuted colours. Returns: [B, 3, 64, 64] in [-1, 1]."""
     crops = np.empty((count, CROP_PX, CROP_PX, 3), np.float32)
     for i in range(count):
         y, x = rng.integers(0, pictures.SIZE_PX - CROP_PX + 1, 2)
@@ -121,7 +120,9 @@ def train(args: argparse.Namespace) -> None:
     write(args.out, name, vae, ema, optimizer, step)
 
 
-def write(out: Path, name: str, vae: AutoencoderKL, ema: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int) -> None:
+def write(
+    out: Path, name: str, vae: AutoencoderKL, ema: AutoencoderKL, optimizer: torch.optim.Optimizer, step: int
+) -> None:
     state.save(
         out / name,
         {"model": vae.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step},

@@ -1,7 +1,7 @@
 """What a picture is called: names, tags, and the colours that are really in it.
 
-Colour words are computed from the pixels, and the same shapes are also shown in shifted hues under the new colour's name.
-So the base learns that "blue" and "car" are two things, which is what makes one hint with four prompts worth looking at.
+Colour words are computed from the pixels, and the same shapes are also shown in shifted hues under the new colour's
+name. So the base learns that "blue" and "car" are two things, which makes one hint with four prompts worth looking at.
 """
 
 import re
@@ -11,7 +11,16 @@ import numpy as np
 from pictures import Concept
 
 # Hue bins in degrees; brown is dark orange.
-HUES = ((14, "red"), (37, "orange"), (68, "yellow"), (165, "green"), (255, "blue"), (290, "purple"), (345, "pink"), (361, "red"))
+HUES = (
+    (14, "red"),
+    (37, "orange"),
+    (68, "yellow"),
+    (165, "green"),
+    (255, "blue"),
+    (290, "purple"),
+    (345, "pink"),
+    (361, "red"),
+)
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "grey")
 GROUNDS = {
     "red": (235, 87, 87), "orange": (245, 166, 80), "yellow": (250, 222, 100), "green": (120, 200, 130),
@@ -27,7 +36,8 @@ GROUP_WEIGHTS = {
 # Everyday words for names that only a standards body would choose.
 ALIASES = {
     "automobile": "car", "oncoming automobile": "car", "sport utility vehicle": "car", "racing car": "race car",
-    "grinning cat": "smiling cat face", "grinning cat with smiling eyes": "smiling cat face", "hot beverage": "cup of coffee",
+    "grinning cat": "smiling cat face", "grinning cat with smiling eyes": "smiling cat face",
+    "hot beverage": "cup of coffee",
     "deciduous tree": "tree", "evergreen tree": "fir tree", "baby chick": "chick", "lady beetle": "ladybug",
     "house with garden": "house", "sailboat": "boat", "airplane": "plane", "beer mug": "beer", "tennis": "tennis ball",
     "couch and lamp": "couch", "closed book": "book", "locked": "padlock", "t-shirt": "shirt", "blossom": "flower",
@@ -79,7 +89,9 @@ def article(noun: str) -> str:
     return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
-def caption(concept: Concept, colour: str | None, ground: str | None, recoloured: bool, rng: np.random.Generator) -> str:
+def caption(
+    concept: Concept, colour: str | None, ground: str | None, recoloured: bool, rng: np.random.Generator
+) -> str:
     """One of the many ways to say what is to be seen. `ground` is the backdrop's colour, None for white."""
     label = concept.label.lower().replace("’", "'").replace(": ", " ")
     if label in ALIASES and rng.random() < 0.6:
@@ -97,5 +109,3 @@ def caption(concept: Concept, colour: str | None, ground: str | None, recoloured
     if ground is not None:
         return f"{label} on {article(ground)} background"
     return f"{label} on a white background" if rng.random() < 0.1 else label
-
-

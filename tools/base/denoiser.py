@@ -85,7 +85,9 @@ class Views:
     def __init__(self, folder: Path, concepts: list[pictures.Concept]) -> None:
         self.mean, self.std, self.views = latents.load(folder)
         self.concepts = concepts
-        self.plain = np.array([view.concept != before for view, before in zip(self.views, self._shifted(), strict=True)])
+        self.plain = np.array(
+            [view.concept != before for view, before in zip(self.views, self._shifted(), strict=True)]
+        )
         weight = np.array([captions.GROUP_WEIGHTS[concepts[view.concept].group] for view in self.views])
         count = np.bincount([view.concept for view in self.views])[[view.concept for view in self.views]]
         share = np.where(self.plain, PLAIN_SHARE, (1 - PLAIN_SHARE) / np.maximum(count - 1, 1))
@@ -165,7 +167,9 @@ def learn_words(views: Views, folder: Path) -> CLIPTokenizer:
     if not (folder / "tokenizer.json").exists():
         rng = np.random.default_rng(0)
         spoken = [views.caption(row, rng) for row in range(len(views.views)) for _ in range(2)]
-        words.learn(spoken + [" ".join((*captions.COLOURS, *captions.GROUNDS, *captions.ALIASES.values()))] * 20, folder)
+        words.learn(
+            spoken + [" ".join((*captions.COLOURS, *captions.GROUNDS, *captions.ALIASES.values()))] * 20, folder
+        )
     return CLIPTokenizer.from_pretrained(folder)
 
 

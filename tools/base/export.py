@@ -1,6 +1,6 @@
 """Make the shipped copy of a trained base: bfloat16, shards below 15 MB, and its model card.
 
-    python tools/base/export.py --base work/base/model --out src/bridle/base/embedded/v0
+python tools/base/export.py --base work/base/model --out src/bridle/base/embedded/v0
 """
 
 import argparse

@@ -72,8 +72,8 @@ def draw_view(concepts: list[pictures.Concept], rgba: np.ndarray, row: int, numb
 def normalise(vae: AutoencoderKL, pixels: Tensor) -> None:
     """Fold each latent channel's mean and deviation into the 1x1 convolutions around the latents.
 
-    Pictures come out the same; latents get mean 0 and deviation 1, so the scaling factor is 1. A white ground is a large
-    constant in latent space, and diffusion starts from noise of mean 0: without this, every sample starts far from white.
+    Pictures come out the same; latents get mean 0 and deviation 1, so the scaling factor is 1. A white ground is a
+    large constant in latent space, and diffusion starts from noise of mean 0: without this, far from white.
     """
     moments = torch.cat([vae.encode(batch).latent_dist.mode() for batch in pixels.split(32)])
     mean, deviation = moments.mean((0, 2, 3)), moments.std((0, 2, 3))
@@ -119,7 +119,10 @@ def main(args: argparse.Namespace) -> None:
         views += shown
         if start % 3200 == 0:
             print(f"{start + len(shown)} of {len(pairs)} views", flush=True)
-    save_file({"mean": torch.cat(means).contiguous(), "std": torch.cat(deviations).contiguous()}, args.out / "latents.safetensors")
+    save_file(
+        {"mean": torch.cat(means).contiguous(), "std": torch.cat(deviations).contiguous()},
+        args.out / "latents.safetensors",
+    )
     (args.out / "views.jsonl").write_text("\n".join(json.dumps(asdict(view)) for view in views))
 
 

@@ -1,6 +1,6 @@
 """Look at a base: a sheet of prompts, two seeds each. Judge it by eye before anything else.
 
-    python tools/base/look.py --base work/base/model --out sheet.png
+python tools/base/look.py --base work/base/model --out sheet.png
 """
 
 import argparse

@@ -41,7 +41,11 @@ def edge_share(image: np.ndarray) -> float:
 def main(args: argparse.Namespace) -> None:
     concepts, _ = pictures.load(args.pictures)
     chosen = [c for c in concepts if captions.is_drawn(c) and not c.held_out and c.group in GROUPS]
-    base, how, rng = load_base(args.base), SampleSettings(steps=args.steps, guidance=args.guidance, batch=32), np.random.default_rng(1)
+    base, how, rng = (
+        load_base(args.base),
+        SampleSettings(steps=args.steps, guidance=args.guidance, batch=32),
+        np.random.default_rng(1),
+    )
     shutil.rmtree(args.out, ignore_errors=True)
     args.out.mkdir(parents=True)
     kept = seed = 0

@@ -1,4 +1,4 @@
-"""What both trainings of the base share: the device, the learning-rate curve, weight averages, and a state that survives a kill."""
+"""What both trainings of the base share: device, learning-rate curve, averaged weights, state that survives a kill."""
 
 import math
 import os

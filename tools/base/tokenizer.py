@@ -20,7 +20,11 @@ def learn(captions: list[str], folder: Path) -> CLIPTokenizer:
     )
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=[], initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
+        vocab_size=VOCABULARY,
+        special_tokens=[],
+        initial_alphabet=alphabet,
+        end_of_word_suffix="</w>",
+        show_progress=False,
     )
     raw.train_from_iterator(captions, trainer)
     model = json.loads(raw.to_str())["model"]

@@ -1,7 +1,7 @@
 """Bases: the embedded one, a diffusers folder, or a hub id. Out: a `Base`, a stock pipeline with encoders at hand."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -72,10 +72,9 @@ class Base:
         return digest.hexdigest()
 
     @property
-    def schedule(self) -> DDPMScheduler:
+    def schedule(self) -> Any:
         """The noise schedule that the base was trained with, whatever scheduler it samples with."""
-        schedule: DDPMScheduler = DDPMScheduler.from_config(self.pipeline.scheduler.config)
-        return schedule
+        return DDPMScheduler.from_config(self.pipeline.scheduler.config)
 
     @torch.no_grad()
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,7 +137,7 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Without the libraries' bars for loading, which end before anyone has read them."""
     libraries = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]

@@ -106,7 +106,9 @@ def _parse(content: dict[str, Any]) -> Index:
     """Raises: KeyError, TypeError, ValueError: the content is not what `write_index` writes."""
     if content["fingerprint"].keys() != PARTS:
         raise ValueError(content["fingerprint"])
-    pairs = [{**shard, "rows": tuple(Row(**row) for row in shard["rows"])} for shard in content["pairs"]]
+    pairs: list[dict[str, Any]] = [
+        {**shard, "rows": tuple(Row(**row) for row in shard["rows"])} for shard in content["pairs"]
+    ]
     return Index(
         fingerprint=content["fingerprint"],
         undecodable=tuple(Quarantined(**item) for item in content["undecodable"]),

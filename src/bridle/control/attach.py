@@ -149,9 +149,9 @@ class Rig:
     def _share(self, timesteps: Tensor) -> tuple[float, float]:
         """Where in the sampling this step lies: from and to, as shares of all steps; all of it where unknown."""
         steps = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
-        found = (
-            [] if steps is None or timesteps.ndim else (steps.to(timesteps) == timesteps).nonzero().flatten().tolist()
-        )
+        if not isinstance(steps, Tensor) or timesteps.ndim:
+            return 0.0, 1.0
+        found = (steps.to(timesteps) == timesteps).nonzero().flatten().tolist()
         return (found[0] / len(steps), (found[0] + 1) / len(steps)) if found else (0.0, 1.0)
 
 

@@ -39,7 +39,8 @@ class PaperHintEncoder(nn.Sequential):
                 layers.append(nn.ZeroPad2d((1, 2, 1, 2)))  # what padding="same" does, without torch's warning
                 conv = nn.Conv2d(channels_in, channels, kernel_size=4)
             nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
             layers += [conv, nn.ReLU()]
             channels_in = channels
         super().__init__(*layers, zero_conv(channels_in, channels_out))

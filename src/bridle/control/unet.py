@@ -6,6 +6,7 @@ parameter names and configuration are those of diffusers' `ControlNetModel`, so 
 
 import copy
 import inspect
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, Self
 
 import torch
@@ -34,9 +35,12 @@ class Control(nn.Module):
         size_factor: pixels per latent in each direction.
     """
 
+    conv_in: nn.Conv2d
+    down_blocks: nn.ModuleList
+
     def __init__(
         self,
-        parts: dict[str, nn.Module],
+        parts: Mapping[str, Any],
         config: dict[str, Any],
         hint_encoder: HintEncoder,
         links: Links,
@@ -89,11 +93,11 @@ class Control(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.conv_in.weight.device  # type: ignore[return-value]
+        return self.conv_in.weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.conv_in.weight.dtype  # type: ignore[return-value]
+        return self.conv_in.weight.dtype
 
     def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor) -> Residuals:
         """What this control adds at every link.
@@ -121,7 +125,7 @@ class Control(nn.Module):
         time = self.time_embedding(time)
         sample = self.conv_in(latents) + features  # the hint enters once, right after the first convolution
         skips: tuple[Tensor, ...] = (sample,)
-        for block in self.down_blocks:  # type: ignore[union-attr]
+        for block in self.down_blocks:
             sample, outputs = call_block(block, sample, time, text)
             skips += outputs
         sample = call_block(self.mid_block, sample, time, text)
@@ -140,13 +144,13 @@ def call_block(block: nn.Module, sample: Tensor, time: Tensor, text: Tensor) -> 
     return block(sample, time)
 
 
-def link_widths(conv_in: nn.Module, down_blocks: nn.Module) -> list[int]:
+def link_widths(conv_in: Any, down_blocks: Iterable[Any]) -> list[int]:
     """The channels of each skip connection, read off the modules themselves."""
     widths = [conv_in.out_channels]
-    for block in down_blocks:  # type: ignore[attr-defined]
+    for block in down_blocks:
         widths += [resnet.out_channels for resnet in block.resnets]
         widths += [sampler.out_channels for sampler in block.downsamplers or ()]
-    return widths  # type: ignore[return-value]
+    return widths
 
 
 def check_base(unet: Any) -> None:
@@ -160,7 +164,7 @@ def check_base(unet: Any) -> None:
         raise BaseError(f"base needs {', '.join(asked)}, which controls do not carry yet: {remedy}")
 
 
-def control_config(unet: UNet2DConditionModel, hint_channels: int, size_factor: int) -> dict[str, Any]:
+def control_config(unet: Any, hint_channels: int, size_factor: int) -> dict[str, Any]:
     """diffusers' `ControlNetModel` settings for a base: every one that the two classes share."""
     shared = inspect.signature(ControlNetModel.__init__).parameters.keys() & unet.config.keys()
     return {name: unet.config[name] for name in sorted(shared)} | {

@@ -93,7 +93,7 @@ def recolour(caption: str) -> list[str]:
 
 
 def write_colours(base: Base, folder: Path, pairs: list[HeldOutPair], how: SampleSettings) -> Path | None:
-    """One hint, four prompts: the shape is the hint's, the colour is the prompt's. None where no caption names a colour."""
+    """One hint, four prompts: the shape is the hint's, colour the prompt's. None where no caption names a colour."""
     control, rows, captions = load_control(folder / "control", device=str(base.device)), [], []
     for pair in [pair for pair in pairs if recolour(pair.caption)][:SHOWN]:
         prompts = recolour(pair.caption)
@@ -109,5 +109,3 @@ def write_colours(base: Base, folder: Path, pairs: list[HeldOutPair], how: Sampl
 
 def minutes(time_s: float) -> str:
     return f"{time_s / 60:.1f} minutes"
-
-

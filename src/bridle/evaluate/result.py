@@ -164,10 +164,10 @@ def _comparison(table: Mapping[str, Any]) -> Comparison:
 
 def _pair(table: Mapping[str, Any]) -> PairResult:
     seeds = tuple(
-        SeedResult(**{**seed, "control": Fidelity(**seed["control"]), "without": Fidelity(**seed["without"])})
+        SeedResult(**dict[str, Any](seed, control=Fidelity(**seed["control"]), without=Fidelity(**seed["without"])))
         for seed in table["seeds"]
     )
-    return PairResult(**{**table, "ceiling": Fidelity(**table["ceiling"]), "seeds": seeds})
+    return PairResult(**dict[str, Any](table, ceiling=Fidelity(**table["ceiling"]), seeds=seeds))
 
 
 def _over_seeds(pair: PairResult, arm: Literal["control", "without"], measure: Measure) -> float:

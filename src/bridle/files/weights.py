@@ -52,7 +52,7 @@ def load_control(folder: str | Path, *, dtype: torch.dtype = torch.float32, devi
 def build(config: dict[str, Any], facts: dict[str, Any]) -> Control:
     """A control without weights: on the meta device, which takes no memory and draws no random numbers."""
     with torch.device("meta"):
-        model = ControlNetModel.from_config(config)
+        model: Any = ControlNetModel.from_config(config)
         settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
         return Control(
             {name: getattr(model, name) for name in COPIED},

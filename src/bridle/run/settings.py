@@ -16,8 +16,8 @@ from bridle.train.loop import FREE as FREE_IN_TRAIN
 from bridle.train.settings import TrainSettings
 
 FILE = "settings.toml"
-# What a continuation may change: the machine and the folder may be others, and the links of a control may be connected later on. How
-# pictures are sampled is free as a whole.
+# What a continuation may change: machine and folder may differ, and the links of a control may be connected later on.
+# How pictures are sampled is free as a whole.
 FREE = {"device", "data.folder", "control.links", *(f"train.{name}" for name in FREE_IN_TRAIN)}
 
 

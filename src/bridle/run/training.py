@@ -61,9 +61,7 @@ def train_run(settings: RunSettings, folder: Path, console: Console | None = Non
             data.cache,
             settings.train,
             folder,
-            save=lambda control, step: save_control(
-                control, folder / "control", facts(settings, base, data, step)
-            ),
+            save=lambda control, step: save_control(control, folder / "control", facts(settings, base, data, step)),
             preview=previewer(base, data.held_out(PREVIEW_PAIRS), settings, folder / "previews"),
             progress=shower(bar, settings.train.steps),
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
 from bridle.cache.store import Cache
@@ -177,7 +177,8 @@ class Trainer:
     def _average(self, step: int) -> None:
         """Move the averaged weights; while training is young the average is short, or it would remember the start."""
         weight = 1 - min(self.settings.ema_decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(self.average.parameters()), self.parameters, weight)
+        for average, trained in zip(self.average.parameters(), self.parameters, strict=True):
+            average.lerp_(trained, weight)
 
     def state(self, step: int) -> dict[str, Any]:
         """All that a continuation needs. Random numbers are keyed by the step, so there are none in it."""
@@ -232,5 +233,5 @@ def set_plain_attention(control: Control, unet: Any) -> None:
     """Use plain products for attention in both; changes nothing but rounding."""
     unet.set_attn_processor(AttnProcessor())
     for module in control.modules():
-        if hasattr(module, "set_processor"):
+        if isinstance(module, Attention):
             module.set_processor(AttnProcessor())
