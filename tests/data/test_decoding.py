@@ -75,3 +75,10 @@ def test_transparency_lies_over_white_in_every_mode(tmp_path: Path) -> None:
     picture.putalpha(255)
     picture.save(tmp_path / "opaque.png")
     assert read_hint(tmp_path / "opaque.png")[0, 1].max() == 0
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg", "webp", "bmp", "mpo"])
+def test_every_format_that_is_promised_is_read(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"red.{ending}"
+    Image.new("RGB", (16, 16), (200, 40, 40)).save(path)
+    assert np.abs(read_picture(path).astype(int) - (200, 40, 40)).max() < 8  # what lossy formats may change

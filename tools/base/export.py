@@ -19,7 +19,7 @@ def sizes_mb(folder: Path) -> dict[str, float]:
 
 
 def main(args: argparse.Namespace) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(args.base, torch_dtype=torch.bfloat16, low_cpu_mem_usage=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.base, dtype=torch.bfloat16, low_cpu_mem_usage=False)
     card = args.out / "README.md"
     kept = card.read_text() if card.exists() else None
     shutil.rmtree(args.out, ignore_errors=True)

@@ -23,7 +23,7 @@ PROMPTS = (
 
 
 def main(args: argparse.Namespace) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(args.base, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    pipeline = StableDiffusionPipeline.from_pretrained(args.base, dtype=torch.float32, low_cpu_mem_usage=False)
     how = SampleSettings(steps=args.steps, guidance=args.guidance, batch=2 * len(PROMPTS))
     prompts = [prompt for prompt in PROMPTS for _ in range(2)]
     with torch.autocast("cpu", torch.bfloat16):

@@ -129,11 +129,11 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
     try:
         with quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(
-                folder, safety_checker=None, requires_safety_checker=False, low_cpu_mem_usage=False
+                folder, dtype=dtype, safety_checker=None, requires_safety_checker=False, low_cpu_mem_usage=False
             )
     except (OSError, ValueError) as error:
         raise BaseError(explain(str(where), error)) from None
-    return Base(pipeline.to(device, dtype), f"{EMBEDDED}/{Path(folder).name}" if embedded else str(where))
+    return Base(pipeline.to(device), f"{EMBEDDED}/{Path(folder).name}" if embedded else str(where))
 
 
 @contextmanager
