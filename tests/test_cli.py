@@ -97,7 +97,7 @@ def test_a_setting_out_of_range_is_one_line_with_its_range(call: Call, tmp_path:
 def test_a_missing_data_set_is_one_line_and_makes_no_run(
     call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bridle.run.training.load_base", lambda where: None)
+    monkeypatch.setattr("bridle.run.training.load_base", lambda where, **options: None)
     missing, out = tmp_path / "nowhere", tmp_path / "run"
     check_one_line(call("train", "--data", str(missing), "--out", str(out)), f"data folder {missing} does not exist")
     assert not out.exists()

@@ -42,7 +42,7 @@ def test_the_settings_are_documented_with_their_defaults_and_no_others_are() -> 
 
 def test_all_that_a_continuation_may_change_is_named() -> None:
     allowed = SETTINGS.partition("A continuation may change")[2].partition("Anything else")[0]
-    assert set(re.findall(r"`((?:data|control|train)\.\w+)`", allowed)) == FREE
+    assert set(re.findall(r"`(device|(?:data|control|train)\.\w+)`", allowed)) == FREE
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

@@ -81,6 +81,8 @@ def test_the_stock_control_pipeline_draws_the_same_picture(base, control, hint, 
         generator=torch.Generator().manual_seed(5),
         output_type="np",
     ).images
-    assert np.array_equal(ours, theirs)
+    # Bit-equal but for the hint: we encode it once, the stock pipeline once per guidance half, and a convolution over a
+    # batch of two rounds differently from one over a batch of one.
+    assert np.abs(ours - theirs).max() < 1e-4
     plain = base.pipeline(**CALL, generator=torch.Generator().manual_seed(5), output_type="np").images
-    assert not np.array_equal(ours, plain)  # or the control above would have done nothing
+    assert np.abs(ours - plain).max() > 0.1  # or the control above would have done nothing

@@ -6,7 +6,15 @@ from diffusers import DDPMScheduler
 from torch import Tensor
 
 from bridle.errors import TrainError
-from bridle.train.objective import add_noise, loss_per_sample, sample_posterior, target
+from bridle.train.objective import (
+    MIN_SNR,
+    MOST_WEIGHT,
+    add_noise,
+    loss_per_sample,
+    loss_weights,
+    sample_posterior,
+    target,
+)
 
 SCHEDULER = DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)
 TIMESTEPS = torch.tensor([0, 1, 500, 998, 999])
@@ -52,3 +60,23 @@ def test_the_loss_is_one_float32_number_per_sample_whatever_comes_in() -> None:
     loss = loss_per_sample(output, wanted)
     assert loss.dtype == torch.float32
     assert torch.allclose(loss[3], torch.nn.functional.mse_loss(output[3].float(), wanted[3]))
+
+
+def test_balanced_weights_are_those_of_velocity_within_their_bounds():
+    alphas_cumprod = DDPMScheduler(beta_schedule="linear", beta_end=0.02).alphas_cumprod
+    timesteps = torch.arange(0, 1000, 7)
+    power = alphas_cumprod[timesteps]
+    snr = power / (1 - power)
+    weights = loss_weights(timesteps, alphas_cumprod, "epsilon", "balanced")
+    inside = (snr < MIN_SNR) & ((snr + 1) / snr < MOST_WEIGHT)
+    # There, weighing the error of the noise so is the same as predicting velocity: its error is (SNR + 1) / SNR of it.
+    torch.testing.assert_close(weights[inside], ((snr + 1) / snr)[inside])
+    assert weights.max() == MOST_WEIGHT
+    assert (weights[snr > MIN_SNR] < ((snr + 1) / snr)[snr > MIN_SNR]).all()
+    velocity = loss_weights(timesteps, alphas_cumprod, "v_prediction", "balanced")
+    torch.testing.assert_close(velocity[snr < MIN_SNR], torch.ones(int((snr < MIN_SNR).sum())))
+
+
+def test_uniform_weights_are_the_papers():
+    alphas_cumprod = DDPMScheduler().alphas_cumprod
+    assert loss_weights(torch.tensor([0, 999]), alphas_cumprod, "epsilon", "uniform").tolist() == [1.0, 1.0]

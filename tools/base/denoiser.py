@@ -4,7 +4,7 @@ In: `frozen/` (autoencoder and latents) and `pictures.zip` (for the names). Out:
 `model/`, the whole base in diffusers format, float32, averaged weights. `export.py` makes the shipped copy of it.
 
     python tools/base/denoiser.py --steps 6000                  # two CPU cores: some hours; stop and resume at will
-    python tools/base/denoiser.py --steps 40000 --batch 256 --lr 1e-3 --minutes 9   # a GPU, in slices
+    python tools/base/denoiser.py --steps 40000 --batch 256 --lr 1.5e-3 --minutes 9   # a GPU, in slices
 """
 
 import argparse
@@ -253,10 +253,10 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--batch", type=int, default=48)
-    parser.add_argument("--lr", type=float, default=8e-4)
-    parser.add_argument("--ema", type=float, default=0.998)
+    parser.add_argument("--batch", type=int, default=96)
+    parser.add_argument("--lr", type=float, default=1.2e-3)
+    parser.add_argument("--ema", type=float, default=0.996)
     parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
     parser.add_argument("--report", type=int, default=50)
-    parser.add_argument("--save-every", type=int, default=300)
+    parser.add_argument("--save-every", type=int, default=200)
     train(parser.parse_args())

@@ -24,6 +24,8 @@ def main(args: argparse.Namespace) -> None:
     kept = card.read_text() if card.exists() else None
     shutil.rmtree(args.out, ignore_errors=True)
     pipeline.save_pretrained(args.out, max_shard_size=SHARD)
+    for name in ("vocab.json", "merges.txt"):  # what transformers before version 5 reads
+        shutil.copy(args.base.parent / "tokenizer" / name, args.out / "tokenizer" / name)
     for path in args.out.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     if kept is not None:

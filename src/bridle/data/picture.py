@@ -10,7 +10,7 @@ from bridle.data.example import Pixels
 from bridle.errors import DataError
 
 MAX_MEGAPIXELS = 64  # a picture of this size takes 200 MB once decoded; a file of 20 kB can declare it
-# A closed list: Pillow would otherwise hand some formats (EPS) to outside programs. JPEG opens MPO, a phone's JPEG, too.
+# A closed list: Pillow would otherwise hand some formats (EPS) to outside programs. JPEG opens MPO, which phones write.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _DEEP_GREY = ("I;16", "I;16B", "I;16L", "I")  # how Pillow's versions name a 16-bit greyscale PNG
 _WHITE = (255, 255, 255, 255)

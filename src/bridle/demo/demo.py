@@ -44,11 +44,18 @@ class DemoResult:
 
 def settings_for(folder: Path) -> RunSettings:
     """A short run for a small base: a learning rate far above the paper's, and averaged weights."""
-    steps = 400
+    steps = 500
     return RunSettings(
         data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=2),
         train=TrainSettings(
-            steps=steps, batch=24, lr=6e-4, warmup=20, ema_decay=0.98, checkpoint_every=100, preview_every=steps
+            steps=steps,
+            batch=24,
+            lr=1e-3,
+            warmup=30,
+            ema_decay=0.98,
+            weighting="balanced",
+            checkpoint_every=100,
+            preview_every=steps,
         ),
         sample=SampleSettings(steps=15, guidance=3.0, batch=HELD_OUT, precision="bf16"),
     )

@@ -93,6 +93,7 @@ def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[s
         "steps": step,
         "effective_batch": train.effective_batch,
         "lr": train.lr,
+        "weighting": train.weighting,
     }
 
 

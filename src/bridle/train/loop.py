@@ -22,7 +22,7 @@ from bridle.errors import TrainError
 from bridle.train.checkpoint import load_newest, save_checkpoint
 from bridle.train.draws import Draws, draw, ids_of_step
 from bridle.train.metrics import Metrics
-from bridle.train.objective import add_noise, loss_per_sample, sample_posterior, target
+from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.settings import TrainSettings
 from bridle.train.signals import StopSignal
 
@@ -167,7 +167,8 @@ class Trainer:
                 down_block_additional_residuals=residuals.down,
                 mid_block_additional_residual=residuals.mid,
             ).sample
-        return loss_per_sample(output, wanted).mean()
+        weights = loss_weights(timesteps, self.alphas_cumprod, self.prediction, self.settings.weighting)
+        return (weights * loss_per_sample(output, wanted)).mean()
 
     def lr(self, step: int) -> float:
         """The learning rate of a step: a linear rise, then constant, as the paper has it."""

@@ -5,11 +5,14 @@ Legend: B batch, C latent channels, h x w latent size, T length of the schedule.
 
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from bridle.errors import TrainError
 
-Prediction = Literal["epsilon", "v_prediction"]
+Weighting = Literal["uniform", "balanced"]
+MIN_SNR = 5.0
+MOST_WEIGHT = 50.0
 
 
 def sample_posterior(mean: Tensor, std: Tensor, unit: Tensor) -> Tensor:
@@ -56,6 +59,24 @@ def amplitudes(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tenso
         raise TrainError(f"timesteps {outside} lie outside the schedule; expected 0 to {length - 1}")
     power = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
     return power.sqrt(), (1 - power).sqrt()
+
+
+def loss_weights(timesteps: Tensor, alphas_cumprod: Tensor, prediction: str, weighting: Weighting) -> Tensor:
+    """How much each sample's error counts: [B] in, [B] out.
+
+    "uniform" is the paper's: 1. "balanced" weighs as if velocity were predicted; less where there is little noise, as
+    min-SNR does; and at most 50 times where there is much. There a small error in the noise is a large one in the
+    picture, and it is there that shapes are decided.
+
+    Source: v-prediction, arXiv:2202.00512; min-SNR with its bound of 5, arXiv:2303.09556.
+    """
+    if weighting == "uniform":
+        return torch.ones_like(timesteps, dtype=torch.float32)
+    power = alphas_cumprod[timesteps]
+    snr = power / (1 - power)
+    velocity = (snr.clamp(max=MIN_SNR) + 1) / (snr + 1)
+    epsilon = velocity * (snr + 1) / snr
+    return (velocity if prediction == "v_prediction" else epsilon).clamp(max=MOST_WEIGHT)
 
 
 def loss_per_sample(output: Tensor, wanted: Tensor) -> Tensor:

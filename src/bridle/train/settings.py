@@ -19,6 +19,7 @@ class TrainSettings:
         weight_decay: of AdamW.
         clip_norm: gradients are scaled down to this L2 norm.
         prompt_dropout: share of captions replaced by the empty one, drawn afresh each time (the paper: 0.5).
+        weighting: of the loss over noise levels: "uniform" as in the paper, or "balanced", which learns shapes sooner.
         ema_decay: of the averaged weights, which are what is saved; 0 turns averaging off.
         precision: "bf16" computes in bfloat16 and keeps float32 weights; "fp32" is for comparing.
         seed: of every draw.
@@ -37,6 +38,7 @@ class TrainSettings:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     prompt_dropout: float = 0.5
+    weighting: Literal["uniform", "balanced"] = "uniform"
     ema_decay: float = 0.99
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
@@ -60,6 +62,8 @@ class TrainSettings:
             raise ConfigError(f"setting train.prompt_dropout is {self.prompt_dropout}; expected a share from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"setting train.ema_decay is {self.ema_decay}; expected from 0 to below 1")
+        if self.weighting not in ("uniform", "balanced"):
+            raise ConfigError(f"setting train.weighting is {self.weighting!r}; expected 'uniform' or 'balanced'")
         if self.precision not in ("bf16", "fp32"):
             raise ConfigError(f"setting train.precision is {self.precision!r}; expected 'bf16' or 'fp32'")
 
