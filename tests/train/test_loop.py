@@ -238,6 +238,13 @@ def test_the_learning_rate_rises_once_and_then_stays(new_run: Any) -> None:
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 1e-3])
 
 
+def test_the_learning_rate_falls_over_the_last_steps_where_asked(new_run: Any) -> None:
+    run = new_run("run", warmup=1, steps=4, accumulate=1, decay=0.5)
+    run.start()
+    rates = [row["lr"] for row in read_metrics(run.folder / "metrics.jsonl")]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
+
+
 def test_a_dropped_prompt_is_the_empty_caption(new_run: Any) -> None:
     run = new_run("run")
     seen: list[torch.Tensor] = []
@@ -257,6 +264,8 @@ def test_a_dropped_prompt_is_the_empty_caption(new_run: Any) -> None:
         ({"weight_decay": -0.1}, "train.weight_decay is -0.1; expected 0 or more"),
         ({"prompt_dropout": 1.5}, "train.prompt_dropout is 1.5; expected a share from 0 to 1"),
         ({"ema_decay": 1.0}, "train.ema_decay is 1.0; expected from 0 to below 1"),
+        ({"decay": 1.5}, "train.decay is 1.5; expected a share from 0 to 1"),
+        ({"weighting": "snr"}, "train.weighting is 'snr'; expected 'uniform' or 'balanced'"),
         ({"precision": "fp16"}, "train.precision is 'fp16'; expected 'bf16' or 'fp32'"),
     ],
 )

@@ -44,7 +44,7 @@ class DemoResult:
 
 def settings_for(folder: Path) -> RunSettings:
     """A short run for a small base: a learning rate far above the paper's, and averaged weights."""
-    steps = 500
+    steps = 600
     return RunSettings(
         data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=2),
         train=TrainSettings(
@@ -52,6 +52,7 @@ def settings_for(folder: Path) -> RunSettings:
             batch=24,
             lr=1e-3,
             warmup=30,
+            decay=0.4,
             ema_decay=0.98,
             weighting="balanced",
             checkpoint_every=100,

@@ -171,8 +171,11 @@ class Trainer:
         return (weights * loss_per_sample(output, wanted)).mean()
 
     def lr(self, step: int) -> float:
-        """The learning rate of a step: a linear rise, then constant, as the paper has it."""
-        return self.settings.lr * min(1.0, (step + 1) / max(1, self.settings.warmup))
+        """The learning rate of a step: a linear rise, then constant, then a linear fall where one is asked for."""
+        settings = self.settings
+        rise = (step + 1) / max(1, settings.warmup)
+        fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
+        return settings.lr * min(1.0, rise, fall)
 
     @torch.no_grad()
     def _average(self, step: int) -> None:

@@ -16,6 +16,7 @@ class TrainSettings:
         accumulate: forward passes per optimiser step; the effective batch is their product.
         lr: peak learning rate of AdamW. The paper's is 1e-5; a small base takes far more.
         warmup: steps over which the learning rate rises from zero.
+        decay: share of the steps, at the end, over which it falls to zero again; 0, as in the paper, keeps it.
         weight_decay: of AdamW.
         clip_norm: gradients are scaled down to this L2 norm.
         prompt_dropout: share of captions replaced by the empty one, drawn afresh each time (the paper: 0.5).
@@ -35,6 +36,7 @@ class TrainSettings:
     accumulate: int = 1
     lr: float = 1e-5
     warmup: int = 50
+    decay: float = 0.0
     weight_decay: float = 0.01
     clip_norm: float = 1.0
     prompt_dropout: float = 0.5
@@ -60,6 +62,8 @@ class TrainSettings:
                 raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.prompt_dropout <= 1:
             raise ConfigError(f"setting train.prompt_dropout is {self.prompt_dropout}; expected a share from 0 to 1")
+        if not 0 <= self.decay <= 1:
+            raise ConfigError(f"setting train.decay is {self.decay}; expected a share from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"setting train.ema_decay is {self.ema_decay}; expected from 0 to below 1")
         if self.weighting not in ("uniform", "balanced"):
