@@ -172,6 +172,19 @@ DEMO = SimpleNamespace(summary={"f1": 0.5}, sentence="They follow.", report=Path
 
 
 @pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [([], "demo"), (["--data", "a/cats"], "demo-cats"), (["--data", "a/cats", "--out", "b"], "b")],
+)
+def test_each_data_set_has_a_demo_of_its_own(
+    call: Call, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("bridle.demo.demo.run_demo", lambda data, out: given.append(out) or DEMO)
+    assert call("demo", *arguments)[0] == 0
+    assert given == [Path(expected)]
+
+
+@pytest.mark.parametrize(
     ("arguments", "fakes", "expected"),
     [
         (["demo"], {"bridle.demo.demo.run_demo": DEMO}, {"f1": 0.5}),

@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 @app.command()
 def demo(
     data: Annotated[Path | None, typer.Option(help="Your own folder: pictures with .txt captions beside them.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the run and its report go.")] = Path("demo"),
+    out: Annotated[Path | None, typer.Option(help="The run's folder: demo, or demo-FOLDER with --data.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train an edge control on the embedded base, measure it, and write a report: a few minutes on two cores.
@@ -37,7 +37,8 @@ def demo(
     """
     from bridle.demo.demo import run_demo
 
-    result = run_demo(data, out)
+    # A run of its own for each data set: the same command goes on with it, another one does not collide with it.
+    result = run_demo(data, out or Path(f"demo-{data.resolve().name}" if data else "demo"))
     lines = [result.sentence, f"Report: {result.report}", f"Pictures: {result.sheet}"]
     if result.colours:
         lines.append(f"One hint, four prompts: {result.colours}")
