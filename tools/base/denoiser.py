@@ -25,10 +25,10 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bridle.train.objective import loss_weights
+
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 PLAIN_SHARE = 0.25  # of the draws that show the picture as it is
-MIN_SNR = 5.0
-MOST_WEIGHT = 50.0
 TEXT_WIDTH = 256
 
 
@@ -113,18 +113,6 @@ class Views:
         return clean, said, torch.randn(mean.shape, generator=generator), (slices * 1000).long()
 
 
-def loss_weights(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
-    """(min(SNR, 5) + 1) / SNR, at most 50: the weight on the squared error of the noise. [B] in and out.
-
-    Up to the bound this is what predicting v would weigh (arXiv:2202.00512), min-SNR (arXiv:2303.09556) below it. Where
-    there is much noise, a small error in the noise is a large one in the picture, and it is there that the prompt
-    decides what the picture shows; plain errors of the noise all but leave that out.
-    """
-    alphas = scheduler.alphas_cumprod[timesteps]
-    snr = alphas / (1 - alphas)
-    return ((snr.clamp(max=MIN_SNR) + 1) / snr).clamp(max=MOST_WEIGHT)
-
-
 class Optimizers:
     """Muon for the matrices, AdamW for the rest.
 
@@ -191,8 +179,7 @@ def train(args: argparse.Namespace) -> None:
     if (saved := state.load(args.out / "denoiser.pt")) is not None:
         model.load_state_dict(saved["model"])
         ema.load_state_dict(saved["ema"])
-        if saved["optimizer"] is not None:
-            optimizer.load_state_dict(saved["optimizer"])
+        optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
         print(f"resumed at step {step}", flush=True)
 
@@ -205,7 +192,7 @@ def train(args: argparse.Namespace) -> None:
             text = model["text_encoder"](ids)[0]
             output = model["unet"](noisy, timesteps.to(device), text).sample
         error = (output.float() - noise.to(device)).square().mean((1, 2, 3))
-        loss = (loss_weights(scheduler, timesteps).to(device) * error).mean()
+        loss = (loss_weights(timesteps, scheduler.alphas_cumprod, "epsilon", "balanced").to(device) * error).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(args.lr * state.warmup_cosine(step, total=args.steps, warmup=300))

@@ -6,11 +6,9 @@ python tools/base/look.py --base work/base/model --out sheet.png
 import argparse
 from pathlib import Path
 
-import torch
-from diffusers import StableDiffusionPipeline
 from PIL import Image
 
-from bridle.base.load import Base
+from bridle.base.load import load_base
 from bridle.sample.picture import grid
 from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings
@@ -23,11 +21,9 @@ PROMPTS = (
 
 
 def main(args: argparse.Namespace) -> None:
-    pipeline = StableDiffusionPipeline.from_pretrained(args.base, dtype=torch.float32, low_cpu_mem_usage=False)
-    how = SampleSettings(steps=args.steps, guidance=args.guidance, batch=2 * len(PROMPTS))
+    how = SampleSettings(steps=args.steps, guidance=args.guidance, batch=2 * len(PROMPTS), precision="bf16")
     prompts = [prompt for prompt in PROMPTS for _ in range(2)]
-    with torch.autocast("cpu", torch.bfloat16):
-        images = generate(Base(pipeline), None, [], prompts, [0, 1] * len(PROMPTS), how)
+    images = generate(load_base(args.base), None, [], prompts, [0, 1] * len(PROMPTS), how)
     pairs = [images[row : row + 2] for row in range(0, len(images), 2)]
     rows = [[*pairs[i], *pairs[i + 1]] for i in range(0, len(pairs), 2)]
     captions = [f"{PROMPTS[i]} | {PROMPTS[i + 1]}" for i in range(0, len(pairs), 2)]

@@ -14,7 +14,6 @@ import captions
 import cv2
 import numpy as np
 import pictures
-import torch
 from PIL import Image
 
 from bridle.base.load import load_base
@@ -43,7 +42,7 @@ def main(args: argparse.Namespace) -> None:
     chosen = [c for c in concepts if captions.is_drawn(c) and not c.held_out and c.group in GROUPS]
     base, how, rng = (
         load_base(args.base),
-        SampleSettings(steps=args.steps, guidance=args.guidance, batch=32),
+        SampleSettings(steps=args.steps, guidance=args.guidance, batch=32, precision="bf16"),
         np.random.default_rng(1),
     )
     shutil.rmtree(args.out, ignore_errors=True)
@@ -51,8 +50,7 @@ def main(args: argparse.Namespace) -> None:
     kept = seed = 0
     while kept < args.count:
         said = [draw_caption(chosen, rng) for _ in range(32)]
-        with torch.autocast("cpu", torch.bfloat16):
-            images = generate(base, None, [], said, list(range(seed, seed + 32)), how)
+        images = generate(base, None, [], said, list(range(seed, seed + 32)), how)
         seed += 32
         for caption, image in zip(said, images, strict=True):
             if EDGES[0] <= edge_share(image) <= EDGES[1] and kept < args.count:

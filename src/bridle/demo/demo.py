@@ -14,10 +14,10 @@ from rich.console import Console
 
 from bridle.atomic import write_with
 from bridle.base.load import Base
+from bridle.control.unet import Control
 from bridle.data.settings import DataSettings
 from bridle.evaluate import sentence
 from bridle.evaluate.evaluate import HeldOutPair
-from bridle.files.weights import load_control
 from bridle.run import RunSettings, evaluate_run, train_run
 from bridle.sample.picture import grid
 from bridle.sample.sampler import generate
@@ -77,7 +77,7 @@ def run_demo(data: Path | None, out: Path) -> DemoResult:
         raise SystemExit(f"Stopped at step {run.outcome.step}; the same command goes on.")
     facts = {"Training time": minutes(run.time_s), "Time so far": minutes(time.monotonic() - started)}
     measured = evaluate_run(out, seeds=1, base=run.base, data=run.data, extra_facts=facts, console=console)
-    colours = write_colours(run.base, out, run.data.held_out(), settings.sample)
+    colours = write_colours(run.base, run.outcome.control, out, run.data.held_out(), settings.sample)
     figures = measured.evaluation.headline
     summary = {
         "sentence": sentence(measured.evaluation),
@@ -100,9 +100,11 @@ def recolour(caption: str) -> list[str]:
     return [re.sub(r"\ban? (?=\w)", "a ", caption, count=1) for caption in captions]
 
 
-def write_colours(base: Base, folder: Path, pairs: list[HeldOutPair], how: SampleSettings) -> Path | None:
+def write_colours(
+    base: Base, control: Control, folder: Path, pairs: list[HeldOutPair], how: SampleSettings
+) -> Path | None:
     """One hint, four prompts: the shape is the hint's, colour the prompt's. None where no caption names a colour."""
-    control, rows, captions = load_control(folder / "control", device=str(base.device)), [], []
+    rows, captions = [], []
     for pair in [pair for pair in pairs if recolour(pair.caption)][:SHOWN]:
         prompts = recolour(pair.caption)
         drawn = generate(base, control, [pair.hint] * len(prompts), prompts, [0] * len(prompts), how)

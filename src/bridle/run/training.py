@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from bridle.atomic import write_with
 from bridle.base.load import Base, load_base
 from bridle.control.unet import Control
-from bridle.evaluate.evaluate import HeldOutPair
+from bridle.evaluate.evaluate import HeldOutPair, as_picture
 from bridle.files.weights import save_control
 from bridle.run.pairs import RunData, load_data
 from bridle.run.settings import RunSettings, check_run, open_run
@@ -115,18 +115,13 @@ def previewer(
         drawn = [draw(control, seed) for seed in PREVIEW_SEEDS]
         columns = ["hint", "target", *(f"seed {seed}" for seed in PREVIEW_SEEDS), "without control"]
         rows = [
-            [as_rgb(pair.hint), pair.image, *(images[row] for images in drawn), without[row]]
+            [as_picture(pair.hint), pair.image, *(images[row] for images in drawn), without[row]]
             for row, pair in enumerate(pairs)
         ]
         sheet = Image.fromarray(grid(rows, columns, captions))
         write_with(folder / f"step-{step:08}.png", lambda path: sheet.save(path, "PNG"))
 
     return preview
-
-
-def as_rgb(hint: np.ndarray) -> np.ndarray:
-    """A hint of any number of channels, as a picture: the first three, or the first thrice."""
-    return hint[..., :3] if hint.shape[-1] >= 3 else np.repeat(hint[..., :1], 3, -1)
 
 
 def progress_bar(console: Console) -> Progress:

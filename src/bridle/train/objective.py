@@ -74,9 +74,8 @@ def loss_weights(timesteps: Tensor, alphas_cumprod: Tensor, prediction: str, wei
         return torch.ones_like(timesteps, dtype=torch.float32)
     power = alphas_cumprod[timesteps]
     snr = power / (1 - power)
-    velocity = (snr.clamp(max=MIN_SNR) + 1) / (snr + 1)
-    epsilon = velocity * (snr + 1) / snr
-    return (velocity if prediction == "v_prediction" else epsilon).clamp(max=MOST_WEIGHT)
+    per_error = snr + 1 if prediction == "v_prediction" else snr
+    return ((snr.clamp(max=MIN_SNR) + 1) / per_error).clamp(max=MOST_WEIGHT)
 
 
 def loss_per_sample(output: Tensor, wanted: Tensor) -> Tensor:
