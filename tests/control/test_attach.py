@@ -1,5 +1,6 @@
 """Attaching is reversible, an untrained control changes nothing, several controls sum, and a rein does what it says."""
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
@@ -259,3 +260,71 @@ def test_a_control_of_another_type_is_refused(stock: StableDiffusionPipeline, co
     half = Control.from_base(tiny.make_unet()).to(torch.bfloat16)
     with pytest.raises(ConfigError, match=r"bfloat16, the pipeline on cpu torch.float32: move it with control.to"):
         attach(stock, edge=half)
+
+
+def make_delta(unet: Any, seed: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    trained = [(name, value) for name, value in unet.named_parameters() if name.startswith("up_blocks")]
+    return {name: torch.randn(value.shape, generator=generator) * 0.05 for name, value in trained}
+
+
+def unlocked(control: Control, seed: int) -> Control:
+    twin = copy.deepcopy(control)
+    twin.base_delta = make_delta(tiny.make_unet(), seed)
+    return twin
+
+
+def weights(unet: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in unet.state_dict().items()}
+
+
+def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(value, right[name]) for name, value in left.items())
+
+
+def test_a_control_of_an_unlocked_base_draws_with_that_base_and_leaves_it_as_it_was(
+    stock: StableDiffusionPipeline, control: Control
+) -> None:
+    before, by_hand = weights(stock.unet), tiny.make_unet()
+    taught = unlocked(control, seed=0)
+    for name, change in taught.base_delta.items():
+        by_hand.get_parameter(name).data += change
+    pipeline = tiny.make_pipeline(by_hand)
+    with attach(pipeline, edge=control) as rig:
+        rig["edge"].set(hint=HINT)
+        expected = draw(pipeline)
+    with attach(stock, edge=taught) as rig:
+        rig["edge"].set(hint=HINT)
+        assert np.array_equal(draw(stock), expected)
+        rig["edge"].set(scale=0)
+        assert np.array_equal(draw(stock), draw(pipeline))  # the scale is the residuals' alone
+    assert same(weights(stock.unet), before)
+    rig.detach()
+    assert same(weights(stock.unet), before)
+
+
+def test_changes_of_the_base_add_up_and_come_off_in_any_order(stock: StableDiffusionPipeline, control: Control) -> None:
+    before, one, two = weights(stock.unet), unlocked(control, seed=1), unlocked(control, seed=2)
+    with attach(stock, a=one, b=two):
+        both = weights(stock.unet)
+    first, second = attach(stock, a=one), attach(stock, b=two)
+    assert same(weights(stock.unet), both)
+    first.detach()
+    only_second = weights(stock.unet)
+    second.detach()
+    assert same(weights(stock.unet), before)
+    with attach(stock, b=two):
+        assert same(weights(stock.unet), only_second)
+    assert not same(only_second, both)
+
+
+def test_an_attachment_that_fails_half_way_changes_nothing(stock: StableDiffusionPipeline, control: Control) -> None:
+    before, fits, fails = weights(stock.unet), unlocked(control, seed=1), unlocked(control, seed=2)
+    fails.base_delta["conv_out.bias"] = torch.ones(4, device="meta")  # found out only when it is added
+    with pytest.raises(NotImplementedError):
+        attach(stock, a=fits, b=fails)
+    assert same(weights(stock.unet), before)
+    fails.base_delta["conv_out.bias"] = torch.ones(5)
+    with pytest.raises(ConfigError, match=r'control "b" changes conv_out.bias of shape .*: attach it to the base it'):
+        attach(stock, a=fits, b=fails)
+    assert same(weights(stock.unet), before)

@@ -4,9 +4,11 @@
         rig["edge"].set(hint=edges, scale=0.8)
         pipeline("a red apple")
 
-A hook of its own per control would not do: of two hooks that set the residuals, the second silently wins.
+A hook of its own per control would not do: of two hooks that set the residuals, the second silently wins. A control
+that was trained with the base unlocked also brings what changed in the base, added on entry and taken off on exit.
 """
 
+from contextlib import ExitStack
 from functools import reduce
 from operator import add
 from types import TracebackType
@@ -15,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from bridle.control.delta import apply_delta, check_delta
 from bridle.control.hint import check_hint, to_hint
 from bridle.control.residuals import Residuals
 from bridle.control.unet import Control, check_base
@@ -91,7 +94,11 @@ class Rig:
             check_fit(name, control, pipeline.unet)
         self.pipeline = pipeline
         self.reins = {name: Rein(name, control) for name, control in controls.items()}
-        self._hook = pipeline.unet.register_forward_pre_hook(self._steer, with_kwargs=True)
+        with ExitStack() as undo:  # should one fail, what came before it is undone
+            for control in controls.values():
+                undo.callback(apply_delta(pipeline.unet, control.base_delta))
+            undo.callback(pipeline.unet.register_forward_pre_hook(self._steer, with_kwargs=True).remove)
+            self._undo = undo.pop_all()
 
     def __getitem__(self, name: str) -> Rein:
         if name not in self.reins:
@@ -99,7 +106,8 @@ class Rig:
         return self.reins[name]
 
     def detach(self) -> None:
-        self._hook.remove()
+        """Remove the hook and what the controls changed in the base. A second call does no harm."""
+        self._undo.close()
 
     def __enter__(self) -> Self:
         return self
@@ -160,9 +168,10 @@ def attach(pipeline: Any, **controls: Control) -> Rig:
 
     Args:
         pipeline: any diffusers pipeline whose `unet` is of the family that the controls were made for.
-        controls: name=control; their residuals are summed.
+        controls: name=control; their residuals are summed. So are their base deltas, which are in force at once and
+            until the end, whatever scale, start and end say.
 
-    Raises: BaseError: the U-Net is not supported. ConfigError: a control does not fit it.
+    Raises: BaseError: the U-Net is not supported. ConfigError: a control, or its base delta, does not fit it.
     """
     return Rig(pipeline, controls)
 
@@ -173,7 +182,7 @@ def acts(rein: Rein, begin: float, finish: float) -> bool:
 
 
 def check_fit(name: str, control: Control, unet: Any) -> None:
-    """Raises: ConfigError: widths, text width, device or type differ from the base's."""
+    """Raises: ConfigError: widths, text width, device or type differ from the base's, or the delta does not fit."""
     for key in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
         ours, theirs = control.config[key], unet.config[key]
         if tuple_of(ours) != tuple_of(theirs):
@@ -183,6 +192,7 @@ def check_fit(name: str, control: Control, unet: Any) -> None:
         ours, theirs = f"{control.device} {control.dtype}", f"{unet.device} {unet.dtype}"
         remedy = "move it with control.to(pipeline.device, pipeline.dtype)"
         raise ConfigError(f'control "{name}" is on {ours}, the pipeline on {theirs}: {remedy}')
+    check_delta(dict(unet.named_parameters()), control.base_delta, f'control "{name}"')
 
 
 def tuple_of(value: Any) -> Any:

@@ -33,8 +33,13 @@ class Control(nn.Module):
         hint_encoder: "official" (loads elsewhere) or "paper" (Bridle only).
         links: "all" 13, or "middle": the 12 skip links are neither computed nor trained.
         size_factor: pixels per latent in each direction.
+
+    Attributes:
+        base_delta: what training changed in the base, see `bridle.control.delta`; empty where the base stayed locked.
+            `attach` applies it. No parameter: it is neither trained nor moved.
     """
 
+    base_delta: dict[str, Tensor]
     conv_in: nn.Conv2d
     down_blocks: nn.ModuleList
 
@@ -50,6 +55,7 @@ class Control(nn.Module):
         if links not in ("all", "middle"):
             raise ConfigError(f"links is {links!r}; expected 'all' or 'middle'")
         self.config, self.hint_encoder, self.links, self.size_factor = config, hint_encoder, links, size_factor
+        self.base_delta = {}
         self.conv_in = parts["conv_in"]
         self.time_proj = parts["time_proj"]
         self.time_embedding = parts["time_embedding"]

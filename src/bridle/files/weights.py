@@ -1,10 +1,13 @@
 """A control on disk, as diffusers lays it out: `config.json` and `diffusion_pytorch_model.safetensors`.
 
 `ControlNetModel.from_pretrained(folder)` reads it as it is. What only Bridle knows (which links are connected, which
-hint encoder, how it was trained) lies in the metadata of the safetensors file, where other tools leave it alone.
+hint encoder, how it was trained) lies in the metadata of the safetensors file, where other tools leave it alone. A
+control that was trained with the base unlocked has a third file: what changed in the base.
 """
 
+import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -22,30 +25,48 @@ from bridle.errors import ConfigError, FileError
 CONFIG = "config.json"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 METADATA_KEY = "bridle"
+DELTA_NAME = re.compile(r"base_delta-[0-9a-f]{16}\.safetensors")
 
 
 def save_control(control: Control, folder: str | Path, metadata: dict[str, Any] | None = None) -> None:
-    """Write a control folder, each file atomically. `metadata`: facts worth keeping, such as annotator and steps."""
-    folder = Path(folder)
-    own = {"hint_encoder": control.hint_encoder, "links": control.links, "size_factor": control.size_factor}
-    header = {"format": "pt", METADATA_KEY: json.dumps({**(metadata or {}), **own}, sort_keys=True)}
+    """Write a control folder, each file atomically.
+
+    A base delta is named after its content and written before the weights, which name it; one from an earlier save is
+    deleted after them. So whatever moment the process is killed at, the weights find the delta they were saved with.
+
+    Args:
+        metadata: facts worth keeping, such as annotator and steps; `base` and `unlock` are kept beside the delta too.
+    """
+    folder, facts = Path(folder), dict(metadata or {})
+    facts.pop("base_delta", None)  # that of the control these facts were read from, should it be another one
+    facts |= {"hint_encoder": control.hint_encoder, "links": control.links, "size_factor": control.size_factor}
+    if control.base_delta:
+        facts["base_delta"] = save_delta(control.base_delta, folder, facts)
+    header = {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in control.state_dict().items()}
     write_with(folder / WEIGHTS, lambda path: save_file(tensors, path, header))
     config = {"_class_name": "ControlNetModel", "_diffusers_version": diffusers.__version__, **control.config}
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
+    drop_deltas(folder, keep=facts.get("base_delta"))
 
 
 def load_control(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Control:
     """Load a control folder that Bridle or diffusers wrote.
 
-    Raises: FileError: a file is missing or damaged, or the weights do not fit the configuration.
+    A base delta stays in float32 on the CPU; `bridle.attach` brings it to the base.
+
+    Raises: FileError: a file is missing or damaged, the weights do not fit the configuration, or the base delta is not
+        the one that the weights were saved with.
     """
     folder = Path(folder)
+    config, facts = read_config(folder), read_metadata(folder)
     try:
-        control = build(read_config(folder), read_metadata(folder))
+        control = build(config, facts)
     except (TypeError, ValueError, ConfigError) as error:  # diffusers' own, and ours for what only the metadata says
         raise FileError(f"{folder / CONFIG} is damaged ({first_line(error)}); copy the control again") from None
     assign(control, read_weights(folder), folder)
+    if "base_delta" in facts:
+        control.base_delta = read_delta(folder, facts["base_delta"])
     return control.eval().to(device, dtype)
 
 
@@ -92,10 +113,58 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
 
 
+def save_delta(delta: dict[str, Tensor], folder: Path, facts: dict[str, Any]) -> str:
+    """Returns: the name of the file, which differs where the content does."""
+    tensors = {name: tensor.detach().to("cpu", torch.float32).contiguous() for name, tensor in delta.items()}
+    name = delta_name(tensors)
+    header = {METADATA_KEY: json.dumps({key: facts[key] for key in ("base", "unlock") if key in facts}, sort_keys=True)}
+    write_with(folder / name, lambda path: save_file(tensors, path, header))
+    return name
+
+
+def read_delta(folder: Path, name: Any) -> dict[str, Tensor]:
+    """Raises: FileError: the file that the weights name is missing, damaged, or another one."""
+    if not isinstance(name, str) or not DELTA_NAME.fullmatch(name):  # a name from outside could lead anywhere
+        raise FileError(f"{folder / WEIGHTS} is damaged (it names the base delta {name!r}); copy the control again")
+    path = folder / name
+    if not path.exists():
+        what = "what training changed in the base"
+        raise FileError(f"{folder} has no {name}, {what}; copy the whole folder, or save the control again")
+    with open_tensors(path) as file:
+        keys = file.keys()
+        # Copied: a mapped file would tie the control to the folder, which a later save may tidy.
+        delta = {key: file.get_tensor(key).to(torch.float32, copy=True) for key in keys}
+    if delta_name(delta) != name:
+        raise FileError(f"{path} is not the base delta that {WEIGHTS} was saved with; copy the whole folder again")
+    return delta
+
+
+def delta_name(delta: dict[str, Tensor]) -> str:
+    """Args: delta: float32 on the CPU."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(delta.items()):
+        digest.update(f"{name} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.numpy())
+    return f"base_delta-{digest.hexdigest()[:16]}.safetensors"
+
+
+def drop_deltas(folder: Path, keep: Any) -> None:
+    """Delete what earlier saves wrote, or were killed while writing; files under any other name stay."""
+    begun = (f".{WEIGHTS}.", f".{CONFIG}.", ".base_delta-")
+    for path in folder.iterdir():
+        if path.name.startswith(begun) or (DELTA_NAME.fullmatch(path.name) and path.name != keep):
+            path.unlink()
+
+
 def open_weights(folder: Path) -> Any:
     path = folder / WEIGHTS
     if not path.exists():
         raise FileError(f"{folder} has no {WEIGHTS}; expected a control folder, such as RUN/control")
+    return open_tensors(path)
+
+
+def open_tensors(path: Path) -> Any:
+    """Raises: FileError: it is no safetensors file."""
     try:
         return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as error:
