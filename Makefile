@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 help:
 	@echo "make demo       install Bridle into .venv and show it working"
 	@echo "make test       install it with its checks and run them: lint, format, types, tests"
-	@echo "make test-slow  the tests that need the package index"
+	@echo "make test-slow  the tests that take minutes or need the package index"
 	@echo "make format     put the code into its form"
 	@echo "make clean      remove what checks and builds left behind; .venv stays"
 
@@ -23,6 +23,7 @@ test: .venv/.installed-dev
 	$(BIN)/python -m pytest
 
 test-slow: .venv/.installed-dev
+	@$(BIN)/python -c "import ray" 2>/dev/null || { $(INSTALL) ".[dev,cluster]" "Ray"; }
 	$(BIN)/python -m pytest -m slow
 
 format: .venv/.installed-dev

@@ -31,6 +31,8 @@ def list_fields(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def read_cell(cell: str) -> Any:
+    if cell == "none":
+        return None
     return REQUIRED if cell == REQUIRED else tomllib.loads(f"value = {cell.strip('`')}")["value"]
 
 

@@ -3,12 +3,16 @@
 import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from bridle.errors import BridleError
+
+if TYPE_CHECKING:
+    from bridle.run.settings import RunSettings
 
 app = typer.Typer(
     name="bridle",
@@ -53,21 +57,55 @@ def train(
         "run"
     ),
     overrides: Overrides = None,
+    memory: Annotated[
+        str | None, typer.Option(help="Find the fastest way to train that fits, such as 8GB; see `bridle plan`.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Go on with a run although settings or data changed.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine; one per GPU, or a few on a CPU.")] = 1,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS", help='Train on a Ray cluster, with --nproc processes: "auto".')
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a control on a folder of pictures. Ctrl-C stops it; the same command goes on.
 
-    Example: `bridle train --data my_pictures --out runs/edges --set data.annotator=canny --set train.steps=2000`
+    Example: `bridle train --data my_pictures --out runs/edges --set train.regime=auto --set train.steps=2000`
     """
-    from bridle import config
-    from bridle.run import RunSettings, train_run
+    from bridle.run.start import start
 
-    named = [*([f"data.folder={json.dumps(str(data))}"] if data else []), *(overrides or [])]
-    result = train_run(config.read(RunSettings, settings, named), out)
-    outcome = result.outcome
-    ended = "finished" if outcome.finished else "stopped; the same command goes on"
-    line = f"Training {ended} at step {outcome.step}. Control: {out / 'control'}"
-    say({"step": outcome.step, "finished": outcome.finished, "control": str(out / "control")}, as_json, lines=[line])
+    given = read_settings(settings, data, overrides)
+    result = start(given, out, memory=memory, force=force, nproc=nproc, ray=ray, as_json=as_json)
+    if result is None:  # it is one of several processes, and not the one that speaks
+        return
+    lines = [
+        f"Training {'finished' if result.finished else 'stopped'} at step {result.step}: {result.reason}.",
+        result.verdict,
+        f"Control: {out / 'control'}" + (f", the best: {out / 'best'}" if result.best else ""),
+    ]
+    if not result.finished:
+        lines.append("The same command goes on.")
+    say({**asdict(result), "control": str(out / "control")}, as_json, lines=lines)
+
+
+@app.command()
+def plan(
+    settings: Annotated[Path | None, typer.Argument(help="A TOML file, as for `bridle train`.")] = None,
+    base: Annotated[str | None, typer.Option(help="The base; the same as --set base=...")] = None,
+    memory: Annotated[
+        str | None, typer.Option(help="What may be taken, such as 8GB; what is free where not given.")
+    ] = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what training takes, in memory and time, in several ways, and name the fastest that fits.
+
+    Example: `bridle plan --base embedded --memory 2GB`
+    """
+    from bridle.run.plan import plan_run
+
+    named = [*([f"base={json.dumps(base)}"] if base else []), *(overrides or [])]
+    found = plan_run(read_settings(settings, Path(), named), memory)
+    say(found.summary, as_json, lines=found.lines)
 
 
 @app.command()
@@ -136,6 +174,15 @@ def annotate(
 
     annotate_file(image, out, annotator)
     say({"hint": str(out)}, as_json, lines=[str(out)])
+
+
+def read_settings(path: Path | None, data: Path | None, overrides: list[str] | None) -> "RunSettings":
+    """The run's settings from a file, `--data` and `--set`."""
+    from bridle import config
+    from bridle.run.settings import RunSettings
+
+    named = [f"data.folder={json.dumps(str(data))}"] if data else []
+    return config.read(RunSettings, path, [*named, *(overrides or [])])
 
 
 def say(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:

@@ -16,9 +16,10 @@ from bridle.control.settings import ControlSettings
 from bridle.errors import TrainError
 from bridle.files.weights import load_control, read_metadata
 from bridle.run import RunSettings, read_run, train_run
-from bridle.train.checkpoint import load_newest
-from bridle.train.loop import Trainer
-from bridle.train.metrics import read_metrics
+from bridle.train.checkpoint import newest, read_facts
+from bridle.train.log import read_rows
+from bridle.train.settings import MachineSettings
+from bridle.train.trainer import Trainer
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -35,10 +36,11 @@ def test_a_run_leaves_its_settings_cache_checkpoint_metrics_previews_and_control
     assert read_run(folder) == done.settings
     cache = Cache.open(folder / "cache")
     assert (len(cache.train_ids), len(cache.held_out_ids)) == (PAIRS - HELD_OUT, HELD_OUT)
-    state = load_newest(folder / "checkpoints")
-    assert state is not None
-    assert state["step"] == STEPS
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [2, 4]
+    assert read_facts(newest(folder / "checkpoints"))["step"] == STEPS
+    probes = read_rows(folder / "probes.jsonl")
+    assert [row["step"] for row in probes] == [0, STEPS]
+    assert probes[0]["controllability"]["gain"]["mean"] == 0.0  # an untrained control changes nothing
+    assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [2, 4]
     assert [path.name for path in (folder / "previews").iterdir()] == [f"step-{STEPS:08}.png"]
     with Image.open(folder / "previews" / f"step-{STEPS:08}.png") as sheet:
         assert sheet.width > sheet.height > 0
@@ -63,7 +65,7 @@ def test_nothing_but_results_goes_to_stdout(done: Done) -> None:
 def test_the_same_call_again_trains_no_step_and_changes_no_file(
     done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Trainer, "step", lambda self, step: pytest.fail(f"step {step} was trained again"))
+    monkeypatch.setattr(Trainer, "step", lambda self, step, *_: pytest.fail(f"step {step} was trained again"))
     folder = copy_of(done, tmp_path)
     before = snapshot(folder)
     outcome = train_run(done.settings, folder).outcome
@@ -80,7 +82,7 @@ def test_more_steps_go_on_and_end_where_one_longer_run_ends(
         assert train_run(longer(STEPS + 2), folder).outcome.step == STEPS + 2
     first, second = (load_control(folder / "control").state_dict() for folder in (continued, straight))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert [row["step"] for row in read_metrics(continued / "metrics.jsonl")] == [2, 4, 6]
+    assert [row["step"] for row in read_rows(continued / "metrics.jsonl")] == [2, 4, 6]
     assert read_run(continued).train.steps == STEPS + 2
 
 
@@ -118,19 +120,48 @@ def test_a_run_that_began_otherwise_is_refused_and_left_as_it_was(
     assert snapshot(done.run.folder) == before
 
 
-def test_a_control_of_the_middle_link_goes_on_with_all_of_them(
-    done: Done, longer: Callable[[int], RunSettings], tmp_path: Path
-) -> None:
+def test_the_small_regime_trains_the_middle_link_and_then_all_of_them(done: Done, tmp_path: Path) -> None:
     shutil.copytree(done.run.folder / "cache", tmp_path / "cache")
-    train_run(replace(done.settings, control=ControlSettings(links="middle")), tmp_path)
+    small = replace(done.settings.train, regime="small", reconnect=STEPS - 1, checkpoint_every=STEPS - 2)
+    train_run(replace(done.settings, train=replace(small, steps=STEPS - 2)), tmp_path)
     before = load_control(tmp_path / "control")
     assert before.links == "middle"
     assert before.controlnet_mid_block.weight.any()
     assert not any(conv.weight.any() for conv in before.controlnet_down_blocks)
-    train_run(longer(STEPS + 2), tmp_path)
+    train_run(replace(done.settings, train=small), tmp_path)
     after = load_control(tmp_path / "control")
     assert after.links == "all"
     assert all(conv.weight.any() for conv in after.controlnet_down_blocks)
+
+
+def test_an_unlocked_base_travels_with_the_control(done: Done, tmp_path: Path) -> None:
+    shutil.copytree(done.run.folder / "cache", tmp_path / "cache")
+    large = replace(done.settings.train, regime="large", unlock_after=1, unlock_lr=1e-3, warmup=0)
+    run = train_run(replace(done.settings, train=large), tmp_path)
+    control = load_control(tmp_path / "control")
+    assert control.base_delta
+    assert control.base_delta.keys() == run.outcome.control.base_delta.keys()
+    assert all(
+        torch.equal(control.base_delta[name], run.outcome.control.base_delta[name]) for name in control.base_delta
+    )
+    assert all(name.startswith(("up_blocks.", "conv_norm_out.", "conv_out.")) for name in control.base_delta)
+    assert read_metadata(tmp_path / "control")["unlock"] == "decoder"
+
+
+def test_what_is_not_needed_may_wait_elsewhere(done: Done, tmp_path: Path) -> None:
+    shutil.copytree(done.run.folder / "cache", tmp_path / "cache")
+    run = train_run(replace(done.settings, machine=MachineSettings(offload=True, workers=1)), tmp_path)
+    ours, theirs = run.outcome.control.state_dict(), done.run.outcome.control.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert len(list((tmp_path / "previews").iterdir())) == 1
+
+
+def test_force_goes_on_with_a_run_that_began_otherwise(done: Done, tmp_path: Path) -> None:
+    folder, changed = copy_of(done, tmp_path), with_lr(done.settings)
+    changed = replace(changed, train=replace(changed.train, steps=STEPS + 1))
+    assert train_run(changed, folder, force=True).outcome.step == STEPS + 1
+    assert "train.lr was 0.001, is 0.0005" in (folder / "events.jsonl").read_text()
+    assert read_run(folder) == changed
 
 
 def test_a_run_without_a_checkpoint_may_begin_anew_under_other_settings(done: Done, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""A cache of four small pictures encoded with the tiny base, and runs on it."""
+"""A cache of eight small pictures encoded with the tiny base, and runs on it."""
 
+import hashlib
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +20,10 @@ from bridle.control.unet import Control
 from bridle.data.annotate.canny import Canny
 from bridle.data.settings import DataSettings
 from bridle.data.sources import open_source
-from bridle.train.loop import Outcome, train
-from bridle.train.settings import TrainSettings
+from bridle.train import checkpoint
+from bridle.train.loop import CHECKPOINTS, Hands, Outcome, train
+from bridle.train.parallel import ALONE, World
+from bridle.train.settings import MachineSettings, ProbeSettings, TrainSettings
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +43,13 @@ def wide_cache(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 
 def make_cache(base: Base, folder: Path, size_px: int) -> Cache:
-    for number in range(4):
+    """Five pairs to train on, three held out."""
+    for number in range(8):
         pixels = np.full((32, 32, 3), 255, np.uint8)
-        pixels[4 * number + 4 : 4 * number + 12, 8:24] = 40 * number
+        pixels[2 * number + 4 : 2 * number + 12, 8:24] = 20 * number
         Image.fromarray(pixels).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"bar {number}")
-    settings = DataSettings(folder=folder, size_px=size_px, held_out=0)
+    settings = DataSettings(folder=folder, size_px=size_px, held_out=3)
     return build_cache(open_source(folder), settings, Canny(), base, folder / "cache")
 
 
@@ -58,7 +62,9 @@ class Run:
     folder: Path
     values: dict[str, Any]
     saved: list[int] = field(default_factory=list)
+    best: list[int] = field(default_factory=list)
     previewed: list[int] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)
     control: Control | None = None  # as trained, not averaged
 
     def start(
@@ -66,6 +72,11 @@ class Run:
         stop_at: int | None = None,
         stop_in: str = "progress",
         control: dict[str, Any] | None = None,
+        machine: MachineSettings = MachineSettings(),  # noqa: B008
+        probing: ProbeSettings = ProbeSettings(every=2, pairs=3),  # noqa: B008
+        world: World = ALONE,
+        force: bool = False,
+        base: Base | None = None,
         **changes: Any,
     ) -> Outcome:
         """Train; `stop_at`: the step at which a SIGTERM arrives, `stop_in` its progress, preview or save."""
@@ -78,35 +89,61 @@ class Run:
             self.saved.append(step)
             arrive("save", step)
 
-        def preview(average: Control, step: int) -> None:
-            self.previewed.append(step)
+        def preview(average: Control, step: int, check: Callable[[], None]) -> None:
             arrive("preview", step)
+            check()
+            self.previewed.append(step)
 
         torch.manual_seed(0)
-        self.control = Control.from_base(self.base.pipeline, **(control or {}))
+        base = base or self.base
+        self.control = Control.from_base(base.pipeline, **(control or {}))
+        hands = Hands(
+            save=save,
+            save_best=lambda average, step: self.best.append(step),
+            preview=preview,
+            progress=lambda step, row: arrive("progress", step),
+            say=self.said.append,
+        )
         settings = TrainSettings(**(self.values | changes))
-        schedule = self.base.schedule
         return train(
             self.control,
-            self.base.unet,
-            schedule,
+            base.unet,
+            base.schedule,
             self.cache,
             settings,
             self.folder,
-            save=save,
-            preview=preview,
-            progress=lambda step, row: arrive("progress", step),
+            hands,
+            probing=probing,
+            machine=machine,
+            world=world,
+            force=force,
         )
 
-    def state(self) -> dict[str, Any]:
-        """The newest checkpoint's."""
-        newest = max((self.folder / "checkpoints").glob("step-*.pt"))
-        state: dict[str, Any] = torch.load(newest, weights_only=True)
-        return state
+    @property
+    def newest(self) -> Path:
+        found = checkpoint.newest(self.folder / CHECKPOINTS)
+        assert found is not None
+        return found
+
+    def tensors(self, prefix: str = "") -> dict[str, torch.Tensor]:
+        """Of the newest checkpoint; those whose names begin so, without it."""
+        state = checkpoint.load(self.newest)
+        return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+    def facts(self) -> dict[str, Any]:
+        return checkpoint.read_facts(self.newest)
+
+    def digest(self) -> str:
+        """sha256 over everything the newest checkpoint holds: weights, averages, optimiser, probes, counters."""
+        digest = hashlib.sha256(repr(self.facts()).encode())
+        for name, tensor in sorted(self.tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def checkpoints(self) -> list[str]:
-        return sorted(path.name for path in (self.folder / "checkpoints").iterdir())
+        return sorted(path.name for path in (self.folder / CHECKPOINTS).iterdir())
 
 
 StartRun = Callable[..., Run]

@@ -124,8 +124,7 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
     """
     embedded = str(where) == EMBEDDED
     folder = embedded_folder() if embedded else where
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = pick_device(device)
     try:
         with quiet():
             pipeline = StableDiffusionPipeline.from_pretrained(
@@ -134,6 +133,13 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
     except (OSError, ValueError) as error:
         raise BaseError(explain(str(where), error)) from None
     return Base(pipeline.to(device), f"{EMBEDDED}/{Path(folder).name}" if embedded else str(where))
+
+
+def pick_device(name: str) -> str:
+    """ "auto" is a GPU where there is one; any other name stays."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return name
 
 
 @contextmanager

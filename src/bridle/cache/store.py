@@ -37,6 +37,15 @@ class CachedBatch:
     captions: tuple[str, ...]
     text: Tensor
 
+    def __getitem__(self, rows: slice) -> "CachedBatch":
+        return CachedBatch(
+            mean=self.mean[rows],
+            std=self.std[rows],
+            hint=self.hint[rows],
+            captions=self.captions[rows],
+            text=self.text[rows],
+        )
+
 
 class Cache:
     """A finished cache.
@@ -57,6 +66,10 @@ class Cache:
     def open(cls, folder: Path) -> "Cache":
         """Raises: CacheError: there is no finished cache in the folder, or it is damaged."""
         return cls(folder, read_index(folder))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files itself: what is mapped here cannot travel."""
+        return Cache.open, (self.folder,)
 
     @property
     def train_ids(self) -> tuple[str, ...]:

@@ -10,8 +10,6 @@ class ControlSettings:
 
     Args:
         hint_encoder: "official" loads in every other tool; "paper" is what the paper's text says, for Bridle only.
-        links: "all" 13, or "middle" alone.
     """
 
     hint_encoder: Literal["official", "paper"] = "official"
-    links: Literal["all", "middle"] = "all"

@@ -35,3 +35,8 @@ def load_data(settings: DataSettings, base: Base, folder: Path) -> RunData:
     source = open_source(settings.folder)
     cache = build_cache(source, settings, get_annotator(settings.annotator), base, folder / "cache")
     return RunData(settings, source, cache)
+
+
+def open_data(settings: DataSettings, folder: Path) -> RunData:
+    """The same, already encoded by another process. Raises: CacheError: it is not."""
+    return RunData(settings, open_source(settings.folder), Cache.open(folder / "cache"))

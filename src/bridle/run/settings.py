@@ -12,13 +12,15 @@ from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError, TrainError
 from bridle.sample.settings import SampleSettings
 from bridle.train.checkpoint import list_checkpoints
+from bridle.train.loop import CHECKPOINTS, cannot_go_on
 from bridle.train.loop import FREE as FREE_IN_TRAIN
-from bridle.train.settings import TrainSettings
+from bridle.train.regime import unlocks
+from bridle.train.settings import MachineSettings, ProbeSettings, TrainSettings
 
 FILE = "settings.toml"
-# What a continuation may change: machine and folder may differ, and the links of a control may be connected later on.
-# How pictures are sampled is free as a whole.
-FREE = {"device", "data.folder", "control.links", *(f"train.{name}" for name in FREE_IN_TRAIN)}
+# What a continuation may change: machine and folder may differ, and so may what comes later.
+FREE = {"device", "data.folder", *(f"train.{name}" for name in FREE_IN_TRAIN)}
+FREE_TABLES = ("sample.", "probe.", "machine.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,9 @@ class RunSettings:
     Args:
         base: "embedded", a diffusers folder, or a hub id in the local cache.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
-        data, control, train, sample: each described where it is defined.
+        data, control, train, probe, machine, sample: each described where it is defined.
+
+    Raises: ConfigError: two settings contradict each other.
     """
 
     base: str = "embedded"
@@ -36,23 +40,33 @@ class RunSettings:
     data: DataSettings
     control: ControlSettings = field(default_factory=ControlSettings)
     train: TrainSettings = field(default_factory=TrainSettings)
+    probe: ProbeSettings = field(default_factory=ProbeSettings)
+    machine: MachineSettings = field(default_factory=MachineSettings)
     sample: SampleSettings = field(default_factory=SampleSettings)
 
+    def __post_init__(self) -> None:
+        if self.machine.base_weights == "bf16" and "fp32" in (self.train.precision, self.sample.precision):
+            remedy = "set train.precision and sample.precision to 'bf16' as well"
+            raise ConfigError(f"setting machine.base_weights is 'bf16', but something computes in 'fp32': {remedy}")
+        if self.machine.base_weights == "bf16" and unlocks(self.train):
+            remedy = "steps of train.unlock_lr are lost in bfloat16; set it to 'fp32', or keep the base locked"
+            raise ConfigError(f"setting machine.base_weights is 'bf16', but the base is to be trained: {remedy}")
 
-def check_run(folder: Path, settings: RunSettings) -> None:
+
+def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     """Whether the run in a folder can go on under these settings; a folder without checkpoints takes any.
 
     Asked before anything in the folder is written, so that a refused call leaves the run as it was.
 
     Raises: TrainError: they differ in more than what is free.
     """
-    if not (folder / FILE).exists() or not list_checkpoints(folder / "checkpoints"):
+    if force or not (folder / FILE).exists() or not list_checkpoints(folder / CHECKPOINTS):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
-    fixed = [key for key in now if key not in FREE and not key.startswith("sample.")]
+    fixed = [key for key in now if key not in FREE and not key.startswith(FREE_TABLES)]
     changed = [f"{key} was {before[key]}, is {now[key]}" for key in fixed if before[key] != now[key]]
     if changed:
-        raise TrainError(f"this run cannot go on: {'; '.join(changed)}. Undo that, or start a run in another folder")
+        raise TrainError(cannot_go_on(changed))
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,31 +1,33 @@
 """`bridle train`: settings in, a trained control in the run's folder out. The same call goes on with a stopped run."""
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bridle.atomic import write_with
-from bridle.base.load import Base, load_base
+from bridle.base.load import Base, load_base, pick_device
+from bridle.base.offload import Drawing, offloaded
 from bridle.control.unet import Control
-from bridle.evaluate.evaluate import HeldOutPair, as_picture
+from bridle.data.annotate import get_annotator
 from bridle.files.weights import save_control
-from bridle.run.pairs import RunData, load_data
+from bridle.run.controllability import Controllability
+from bridle.run.pairs import RunData, load_data, open_data
+from bridle.run.plot import write_plot
+from bridle.run.previews import Previews
 from bridle.run.settings import RunSettings, check_run, open_run
-from bridle.sample.picture import grid
-from bridle.sample.sampler import generate
-from bridle.train.loop import Outcome, train
-from bridle.train.loop import Progress as OnStep
+from bridle.run.show import Shown
+from bridle.train.loop import Check, Hands, Outcome, train
+from bridle.train.parallel import World, gather, join, leave
+from bridle.train.probe import Obedience
+from bridle.train.regime import unlocks
 
-PREVIEW_PAIRS = 4
-PREVIEW_SEEDS = (0, 1)
+BEST = "best"
 
 
 @dataclass(frozen=True)
@@ -39,33 +41,67 @@ class TrainedRun:
     time_s: float
 
 
-def train_run(settings: RunSettings, folder: Path, console: Console | None = None) -> TrainedRun:
+def train_run(
+    settings: RunSettings, folder: Path, console: Console | None = None, *, force: bool = False
+) -> TrainedRun:
     """Train a control, or go on with the run in `folder`.
 
-    Writes `settings.toml`, `cache/`, `checkpoints/`, `metrics.jsonl`, `previews/` and `control/`.
+    One of several processes where the environment says so, as torchrun and Ray do. Writes `settings.toml`, `cache/`,
+    `checkpoints/`, `metrics.jsonl`, `probes.jsonl`, `events.jsonl`, `progress.png`, `previews/`, `control/` and, once
+    pictures obey, `best/`.
+
+    Args:
+        force: go on although settings or data are not what the run began with.
 
     Raises: BridleError: anything the user can put right, before training starts where possible.
     """
-    console = console or Console(stderr=True)
-    check_run(folder, settings)
-    base = load_base(settings.base, device=settings.device)
-    data = load_data(settings.data, base, folder)
-    open_run(folder, settings)
-    control = new_control(settings, base, data)
-    started = time.monotonic()
-    with progress_bar(console) as bar:
-        outcome = train(
-            control,
-            base.unet,
-            base.schedule,
-            data.cache,
-            settings.train,
-            folder,
-            save=lambda control, step: save_control(control, folder / "control", facts(settings, base, data, step)),
-            preview=previewer(base, data.held_out(PREVIEW_PAIRS), settings, folder / "previews"),
-            progress=shower(bar, settings.train.steps),
-        )
+    check_run(folder, settings, force)
+    with processes(settings.device) as world:
+        console = console or Console(stderr=True, quiet=not world.main)
+        base = load_base(settings.base, device=str(world.device))
+        data = share_data(settings, base, folder, world)
+        if world.main:
+            open_run(folder, settings)
+        control = new_control(settings, base, data)
+        if settings.machine.base_weights == "bf16":
+            base.pipeline.to(torch.bfloat16)
+        started = time.monotonic()
+        shown = Shown(console, settings.train.steps)
+        with shown, offloaded(base, settings.machine.offload) as drawing:
+            outcome = train(
+                control,
+                base.unet,
+                base.schedule,
+                data.cache,
+                settings.train,
+                folder,
+                make_hands(settings, base, data, folder, shown, drawing),
+                probing=settings.probe,
+                machine=settings.machine,
+                world=world,
+                force=force,
+            )
     return TrainedRun(folder, outcome, base, data, time.monotonic() - started)
+
+
+@contextmanager
+def processes(device: str) -> Generator[World]:
+    """All processes of this run, joined for as long as it takes."""
+    world = join(pick_device(device))
+    try:
+        yield world
+    finally:
+        leave(world)
+
+
+def share_data(settings: RunSettings, base: Base, folder: Path, world: World) -> RunData:
+    """One process encodes the data set, the others then find it encoded."""
+    if not world.main:
+        gather(None, world)
+        return open_data(settings.data, folder)
+    data = load_data(settings.data, base, folder)
+    gather(None, world)
+    return data
 
 
 def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
@@ -77,9 +113,50 @@ def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
             base.unet,
             hint_channels=channels,
             hint_encoder=settings.control.hint_encoder,
-            links=settings.control.links,
             size_factor=base.size_factor,
         )
+
+
+def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, shown: Shown, drawing: Drawing) -> Hands:
+    """What the loop has done outside it: saving, drawing, measuring, showing."""
+
+    def save(control: Control, step: int) -> None:
+        save_control(control, folder / "control", facts(settings, base, data, step))
+        write_plot(folder)
+
+    def save_best(control: Control, step: int) -> None:
+        save_control(control, folder / BEST, facts(settings, base, data, step))
+
+    pairs, probing = data.held_out(), settings.probe
+    previews = Previews(base, pairs, settings.sample, folder / "previews") if pairs else None
+    figures = None
+    if len(pairs) > 1 and probing.samples:
+        annotator = get_annotator(settings.data.annotator)
+        figures = Controllability(base, pairs, annotator, settings.sample, samples=probing.samples, steps=probing.steps)
+
+    def preview(control: Control, step: int, check: Check) -> None:
+        with drawing():
+            if previews is not None:
+                previews(like_base(control, base), step, check)
+
+    def measure(control: Control, check: Check) -> Obedience | None:
+        with drawing():
+            return figures(like_base(control, base), check) if figures is not None else None
+
+    return Hands(
+        save=save,
+        save_best=save_best,
+        preview=preview,
+        measure=measure,
+        guidance=settings.sample.guidance,
+        progress=shown.progress,
+        say=shown.say,
+    )
+
+
+def like_base(control: Control, base: Base) -> Control:
+    """The control in the base's type, which is bfloat16 where machine.base_weights says so."""
+    return control if control.dtype == base.unet.dtype else copy.deepcopy(control).to(base.unet.dtype)
 
 
 def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[str, Any]:
@@ -94,53 +171,6 @@ def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[s
         "effective_batch": train.effective_batch,
         "lr": train.lr,
         "weighting": train.weighting,
+        "regime": train.regime,
+        "unlock": unlocks(train) or "nothing",
     }
-
-
-def previewer(
-    base: Base, pairs: list[HeldOutPair], settings: RunSettings, folder: Path
-) -> Callable[[Control, int], None] | None:
-    """Draws the same held-out pairs each time, so that two previews differ by nothing but training."""
-    if not pairs:
-        return None
-    hints, captions = [pair.hint for pair in pairs], [pair.caption for pair in pairs]
-    without: list[np.ndarray] = []
-
-    def draw(control: Control | None, seed: int) -> list[np.ndarray]:
-        return generate(base, control, hints, captions, [seed] * len(pairs), settings.sample)
-
-    def preview(control: Control, step: int) -> None:
-        if not without:
-            without.extend(draw(None, PREVIEW_SEEDS[0]))
-        drawn = [draw(control, seed) for seed in PREVIEW_SEEDS]
-        columns = ["hint", "target", *(f"seed {seed}" for seed in PREVIEW_SEEDS), "without control"]
-        rows = [
-            [as_picture(pair.hint), pair.image, *(images[row] for images in drawn), without[row]]
-            for row, pair in enumerate(pairs)
-        ]
-        sheet = Image.fromarray(grid(rows, columns, captions))
-        write_with(folder / f"step-{step:08}.png", lambda path: sheet.save(path, "PNG"))
-
-    return preview
-
-
-def progress_bar(console: Console) -> Progress:
-    return Progress(
-        TextColumn("training"),
-        BarColumn(),
-        TextColumn("step {task.completed:.0f} of {task.total:.0f}"),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(compact=True),
-        console=console,
-    )
-
-
-def shower(bar: Progress, steps: int) -> OnStep:
-    task = bar.add_task("training", total=steps, figures="")
-
-    def show(step: int, row: dict[str, float] | None) -> None:
-        if row is not None:
-            bar.update(task, figures=f"loss {row['loss']:.4f}, {row['samples_per_s']:.1f} samples/s")
-        bar.update(task, completed=step)
-
-    return show

@@ -3,7 +3,8 @@
 Each picture has a seed of its own, so it comes out the same alone and in a batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -26,6 +27,7 @@ def generate(
     seeds: Sequence[int],
     settings: SampleSettings = SampleSettings(),  # noqa: B008 - frozen, so it can be shared
     size_px: tuple[int, int] | None = None,
+    on_step: Callable[[], None] | None = None,
 ) -> list[np.ndarray]:
     """Draw one picture per prompt.
 
@@ -34,6 +36,7 @@ def generate(
         hints: N arrays [H, W, K] uint8, all of one size; unused without control.
         prompts, seeds: N of each.
         size_px: height and width; the hints' where None, and the base's without hints.
+        on_step: called after every denoising step; what it raises ends the drawing.
 
     Returns: N pictures [H, W, 3] uint8.
     Raises: SampleError: the numbers differ. HintError: a hint does not fit.
@@ -48,7 +51,7 @@ def generate(
     for start in range(0, len(prompts), settings.batch):
         rows = slice(start, start + settings.batch)
         steered = control if settings.scale > 0 else None
-        pictures += _batch(base, steered, hints[rows], prompts[rows], seeds[rows], settings, (height, width))
+        pictures += _batch(base, steered, hints[rows], prompts[rows], seeds[rows], settings, (height, width), on_step)
     return pictures
 
 
@@ -60,7 +63,13 @@ def _batch(
     seeds: Sequence[int],
     settings: SampleSettings,
     size_px: tuple[int, int],
+    on_step: Callable[[], None] | None,
 ) -> list[np.ndarray]:
+    def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        if on_step is not None:
+            on_step()
+        return tensors
+
     def draw() -> list[np.ndarray]:
         output = base.pipeline(
             list(prompts),
@@ -70,6 +79,7 @@ def _batch(
             guidance_scale=settings.guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="np",
+            callback_on_step_end=after_step,
         )
         return [np.round(image * 255).astype(np.uint8) for image in output.images]
 

@@ -13,6 +13,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+ALL = slice(None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
@@ -57,21 +59,33 @@ def _order(count: int, epoch: int, seed: int) -> list[int]:
 
 
 def draw(
-    ids: Sequence[str], step: int, *, seed: int, shape: Sequence[int], timesteps: int, prompt_dropout: float
+    ids: Sequence[str],
+    step: int,
+    *,
+    seed: int,
+    shape: Sequence[int],
+    timesteps: int,
+    prompt_dropout: float,
+    rows: slice = ALL,
 ) -> Draws:
-    """Draw for every sample of a step.
+    """Draw for samples of a step.
 
     Args:
+        ids: all samples of the step.
         shape: [C, h, w] of the latents.
         timesteps: T, the length of the schedule.
+        rows: those to draw for; of several processes each draws for its own.
     """
     seen: Counter[str] = Counter()
-    rows = []
+    keys = []
     for id in ids:
-        source = generator(seed, step, id, seen[id])
+        keys.append((seed, step, id, seen[id]))
         seen[id] += 1  # a small data set may show a pair twice in one step: not with the same noise
+    drawn = []
+    for key in keys[rows]:
+        source = generator(*key)
         gaussian = torch.randn((2, *shape), generator=source)
         timestep = torch.randint(timesteps, (), generator=source)
-        rows.append((gaussian[0], gaussian[1], timestep, torch.rand((), generator=source) < prompt_dropout))
-    posterior, noise, steps, drop = (torch.stack(column) for column in zip(*rows, strict=True))
+        drawn.append((gaussian[0], gaussian[1], timestep, torch.rand((), generator=source) < prompt_dropout))
+    posterior, noise, steps, drop = (torch.stack(column) for column in zip(*drawn, strict=True))
     return Draws(posterior=posterior, noise=noise, timesteps=steps, drop_prompt=drop)

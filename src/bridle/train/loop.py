@@ -1,36 +1,49 @@
-"""The training loop. In: a control, a locked U-Net, a cache. Out: a run folder with checkpoints and metrics.
+"""The training loop. In: a control, a base, a cache. Out: a run folder with checkpoints, logs and a control that obeys.
 
-Nothing here knows pictures: the caller hands in what draws previews and what saves the control.
+    probe where due ─> switch the regime where due ─> save where due ─> one optimiser step ─> again
+
+Nothing here knows pictures: the caller hands in what draws previews, measures a few samples and saves the control.
 """
 
-import copy
-import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from diffusers.models.attention_processor import Attention, AttnProcessor
-from torch import Tensor, nn
-
 from bridle.cache.store import Cache
+from bridle.control.delta import apply_delta
 from bridle.control.unet import Control
-from bridle.errors import TrainError
-from bridle.train.checkpoint import load_newest, save_checkpoint
-from bridle.train.draws import Draws, draw, ids_of_step
-from bridle.train.metrics import Metrics
-from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
-from bridle.train.settings import TrainSettings
-from bridle.train.signals import StopSignal
+from bridle.errors import ConfigError, TrainError
+from bridle.train import checkpoint
+from bridle.train.feed import Rows, Steps, feed
+from bridle.train.log import RunLog
+from bridle.train.parallel import ALONE, World, any_rank, gather
+from bridle.train.probe import Obedience, Probe, interval
+from bridle.train.regime import SMALL_DATA, Phase, next_switch
+from bridle.train.settings import MachineSettings, ProbeSettings, TrainSettings
+from bridle.train.signals import Stopped, StopSignal
+from bridle.train.trainer import StepResult, Trainer
+from bridle.train.watch import Watch
 
-# Settings that may differ between a run and its continuation: they change how long and how often, not what.
-FREE = {"steps", "checkpoint_every", "preview_every", "log_every", "keep", "tensorboard"}
-SHORT_ATTENTION = 256  # tokens up to which plain products beat flash attention on CPU, whose backward is slow there
+# Settings that may differ between a run and its continuation: they change how long, how often and what comes later.
+FREE = {
+    *("steps", "checkpoint_every", "preview_every", "log_every", "keep", "tensorboard", "skips", "patience"),
+    *("batch", "accumulate"),  # their product may not
+    *("regime", "reconnect", "unlock", "unlock_after", "unlock_lr"),
+}
+
+CHECKPOINTS = "checkpoints"
+STOPPED = "asked to stop"
+NAMES: dict[Phase, str] = {
+    "middle": "the middle link alone",
+    "connected": "all links connected",
+    "unlocked": "the base unlocked",
+}
 
 Save = Callable[[Control, int], None]
+Check = Callable[[], None]
 
 
 class Progress(Protocol):
@@ -39,12 +52,49 @@ class Progress(Protocol):
     def __call__(self, step: int, row: dict[str, float] | None) -> None: ...
 
 
+class Measure(Protocol):
+    """Draws a few held-out pictures and measures how well they obey; None where there are none to draw."""
+
+    def __call__(self, control: Control, check: Check) -> Obedience | None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hands:
+    """What the loop has others do.
+
+    Args:
+        save: called with the averaged control at every checkpoint.
+        save_best: called with it when held-out pictures obey better than ever before.
+        preview: called with it at every preview step.
+        measure: draws and measures a few held-out pictures.
+        guidance: of these.
+        progress: called after every step; with a row of metrics at every logged one.
+        say: told, in one sentence, whatever the user should know.
+    """
+
+    save: Save
+    save_best: Save = lambda control, step: None
+    preview: Callable[[Control, int, Check], None] | None = None
+    measure: Measure | None = None
+    guidance: float = 1.0
+    progress: Progress = lambda step, row: None
+    say: Callable[[str], None] = lambda message: None
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """Where training ended: at which step, whether all steps were done, and the averaged control."""
+    """Where training ended.
+
+    Attributes:
+        step: the last one done.
+        finished: whether all steps were done, or patience ran out; else the same call goes on.
+        reason: why it ended, in words.
+        control: the averaged control.
+    """
 
     step: int
     finished: bool
+    reason: str
     control: Control
 
 
@@ -55,187 +105,242 @@ def train(
     cache: Cache,
     settings: TrainSettings,
     folder: Path,
+    hands: Hands,
     *,
-    save: Save,
-    preview: Save | None = None,
-    progress: Progress = lambda step, row: None,
+    probing: ProbeSettings = ProbeSettings(),  # noqa: B008 - frozen, so it can be shared
+    machine: MachineSettings = MachineSettings(),  # noqa: B008
+    world: World = ALONE,
+    force: bool = False,
 ) -> Outcome:
     """Train a control, or go on where the run in `folder` stopped.
 
     Args:
         control: trained in place, float32.
-        unet: the base's; stays locked.
+        unet: the base's; stays locked unless the regime unlocks it.
         schedule: the noise schedule the base was trained with (`alphas_cumprod`, `config.prediction_type`).
-        save: called with the averaged control at every checkpoint.
-        preview: called with the averaged control at every preview step.
-        progress: called after every step; with a row of metrics at every logged one.
+        force: go on although settings or data changed; says what did.
 
-    Raises: TrainError: the run in `folder` was another one, its checkpoint is damaged, or the loss is not finite.
+    Raises: TrainError: the run in `folder` was another one, its checkpoint is damaged, memory does not suffice, or loss
+        and gradients were not finite too often.
     """
-    trainer = Trainer(control, unet, schedule, cache, settings)
-    step = trainer.restore(load_newest(folder / "checkpoints"))
-    metrics, started, first = Metrics(folder, step, settings.tensorboard), time.monotonic(), step
-    progress(step, None)
-    with StopSignal() as stop:
-        last = step >= settings.steps
-        while not last:  # not `stop` itself: what comes in during a preview waits for the next step's checkpoint
-            loss, norm = trainer.step(step)
-            step += 1
-            row = None
-            if step % settings.log_every == 0 or step == settings.steps:
-                speed = (step - first) * settings.effective_batch / (time.monotonic() - started)
-                row = {"step": step, "loss": loss, "grad_norm": norm, "lr": trainer.lr(step - 1)}
-                row["samples_per_s"] = speed
-                metrics.add(row)
-            progress(step, row)
-            last = step == settings.steps or bool(stop)
-            if last or step % settings.checkpoint_every == 0:
-                save(trainer.average, step)  # first: a run killed in between does these steps, and this, again
-                save_checkpoint(folder / "checkpoints", step, trainer.state(step), settings.keep)
-            if preview is not None and (step % settings.preview_every == 0 or step == settings.steps):
-                preview(trainer.average, step)
-    return Outcome(step, step >= settings.steps, trainer.average)
+    return _Run(control, unet, schedule, cache, settings, folder, hands, probing, machine, world).go(force)
 
 
-class Trainer:
-    """One control in training: what a step does, and the state between two steps."""
+class _Run:
+    """One call of `train`: the trainer, what watches it, and where they stand."""
 
-    def __init__(self, control: Control, unet: Any, schedule: Any, cache: Cache, settings: TrainSettings) -> None:
-        self.control, self.unet, self.cache, self.settings = control.train(), unet, cache, settings
-        self.average = copy.deepcopy(control).requires_grad_(False).eval()
-        self.prediction = schedule.config.prediction_type
-        self.alphas_cumprod = schedule.alphas_cumprod.to(control.device)
-        self.empty_text = cache.empty_text.to(control.device)
-        self.ids = cache.train_ids
-        self.shape = cache.batch(self.ids[:1]).mean.shape[1:]
-        if settings.precision == "bf16" and control.device.type == "cpu":
-            check_width(control, self.shape[-1])
-        self.parameters = list(control.parameters())
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-        )
-        if control.device.type == "cpu" and self.shape[-1] * self.shape[-2] <= SHORT_ATTENTION:
-            set_plain_attention(control, unet)
+    def __init__(
+        self,
+        control: Control,
+        unet: Any,
+        schedule: Any,
+        cache: Cache,
+        settings: TrainSettings,
+        folder: Path,
+        hands: Hands,
+        probing: ProbeSettings,
+        machine: MachineSettings,
+        world: World,
+    ) -> None:
+        self.settings, self.folder, self.hands, self.unet, self.cache = settings, folder, hands, unet, cache
+        self.world, self.machine = world, machine
+        self.log: RunLog | None = None
+        self.probe = Probe(cache, schedule, probing, settings) if len(cache.held_out_ids) > 1 else None
+        if self.probe is None and (asks := asks_probe(settings)):
+            raise ConfigError(f"setting {asks}, which asks held-out pairs; set data.held_out to 2 or more")
+        self.every = interval(probing, settings, hands.guidance)
+        self.watch, self.step, self.trained_s = Watch(), 0, 0.0
+        self.trainer = Trainer(control, unet, schedule, cache, settings, machine, world, self._tell)
 
-    def step(self, step: int) -> tuple[float, float]:
-        """One optimiser step. Returns: loss and gradient norm. Raises: TrainError: the loss is not finite."""
-        settings = self.settings
-        ids = ids_of_step(self.ids, step, settings.effective_batch, settings.seed)
-        draws = draw(
-            ids,
-            step,
-            seed=settings.seed,
-            shape=self.shape,
-            timesteps=len(self.alphas_cumprod),
-            prompt_dropout=settings.prompt_dropout,
-        )
-        total = 0.0
-        for start in range(0, len(ids), settings.batch):
-            rows = slice(start, start + settings.batch)
-            loss = self.loss(ids[rows], draws[rows]) / settings.accumulate
-            loss.backward()
-            total += loss.item()
-        norm = nn.utils.clip_grad_norm_(self.parameters, settings.clip_norm).item()
-        if not (torch.tensor([total, norm]).isfinite().all()):
+    def go(self, force: bool) -> Outcome:
+        try:
+            self._begin(force)
+            reason = self._until_the_end()
+        finally:
+            self.trainer.close()
+        if self.log:
+            self.log.ended(self.step, reason != STOPPED, reason)
+        with self.trainer.averaged() as control:
+            self.trainer.complete(control)
+            return Outcome(self.step, reason != STOPPED, reason, control)
+
+    def _begin(self, force: bool) -> None:
+        forced = self._restore(force)
+        self.saved = self.first = self.step
+        self.log = RunLog(self.folder, self.step, self.settings.tensorboard) if self.world.main else None
+        if forced:
+            self._tell("forced", f"going on although {forced}")
+        self.hands.progress(self.step, None)
+
+    def _until_the_end(self) -> str:
+        """Returns: what ended it."""
+        steps = Steps(self.cache, self.settings, len(self.trainer.alphas_cumprod), self.world.rank, self.world.size)
+        with StopSignal() as stop, closing(feed(steps, self.step, self.settings.steps, self.machine.workers)) as rows:
+            try:
+                return self._train(rows, stop)
+            except Stopped:
+                self._save()
+                return STOPPED
+
+    def _train(self, rows: Iterator[Rows], stop: StopSignal) -> str:
+        """Until something ends it. Returns: what. Raises: Stopped: in the middle of what can be done again."""
+        # Of several processes none may leave the others waiting: they agree on stopping between two steps.
+        check = stop.check if self.world.size == 1 else lambda: None
+        while True:
+            self._probe(check)
+            self._switch()
+            reason = self._reason_to_end(stop)
+            if reason or self.step % self.settings.checkpoint_every == 0:
+                self._save()
+            if self.step and (reason or self.step % self.settings.preview_every == 0):
+                self._preview(check)
+            if reason:
+                return reason
+            self._step(next(rows), check)
+
+    def _step(self, rows: Rows, check: Check) -> None:
+        started = time.monotonic()
+        result = self.trainer.step(self.step, rows, check)
+        self.trained_s += time.monotonic() - started
+        self.step += 1
+        if result.bad:
+            self._skipped(result)
+        row = None
+        if self.step % self.settings.log_every == 0 or self.step == self.settings.steps:
+            row = self._figures(result)
+            if self.log:
+                self.log.metrics(row)
+        self.hands.progress(self.step, row)
+
+    def _figures(self, result: StepResult) -> dict[str, Any]:
+        """A row of `metrics.jsonl`; speed is that of training alone, without probes, previews and saving."""
+        speed = (self.step - self.first) * self.settings.effective_batch / self.trained_s
+        figures = {"loss": result.loss, "grad_norm": result.norm, "lr": self.trainer.lr(self.step - 1)}
+        return {"step": self.step, **figures, "samples_per_s": speed, "skipped": self.trainer.skipped}
+
+    def _skipped(self, result: StepResult) -> None:
+        """Raises: TrainError: too many steps in a row."""
+        figures = f"loss {result.loss}, gradient norm {result.norm}"
+        samples = ", ".join(result.bad[:4]) + (", ..." if len(result.bad) > 4 else "")
+        self._tell("skipped", f"step {self.step} skipped: {figures}, with {samples}", samples=list(result.bad))
+        if self.trainer.skipped_in_a_row >= self.settings.skips:
             remedy = "the last checkpoint is intact: lower train.lr, or look at these pairs"
             raise TrainError(
-                f"loss {total} and gradient norm {norm} at step {step + 1}, samples {ids[:4]}...; {remedy}"
+                f"{self.trainer.skipped_in_a_row} steps in a row up to {self.step} had no finite loss and gradient"
+                f" ({figures}; samples {samples}); {remedy}"
             )
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr(step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._average(step)
-        return total, norm
 
-    def loss(self, ids: list[str], draws: Draws) -> Tensor:
-        """Mean over a micro-batch of the denoising error, with the hint and half of the captions."""
-        device = self.control.device
-        batch = self.cache.batch(ids)
-        latents = sample_posterior(batch.mean, batch.std, draws.posterior).to(device)
-        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
-        text = torch.where(draws.drop_prompt.to(device)[:, None, None], self.empty_text, batch.text.to(device))
-        noisy = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        wanted = target(latents, noise, timesteps, self.alphas_cumprod, self.prediction)
-        autocast = torch.autocast(device.type, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
-        with autocast:
-            residuals = self.control(noisy, timesteps, text, batch.hint.to(device))
-            output = self.unet(
-                noisy,
-                timesteps,
-                text,
-                down_block_additional_residuals=residuals.down,
-                mid_block_additional_residual=residuals.mid,
-            ).sample
-        weights = loss_weights(timesteps, self.alphas_cumprod, self.prediction, self.settings.weighting)
-        return (weights * loss_per_sample(output, wanted)).mean()
+    def _probe(self, check: Check) -> None:
+        """Measure on held-out pairs where that is due, and draw conclusions."""
+        due = self.step % self.every == 0 or self.step == self.settings.steps
+        if self.probe is None or not due or self.watch.step == self.step:
+            return
+        started = time.monotonic()
+        with self.trainer.averaged() as control:
+            with ExitStack() as undo:
+                undo.callback(apply_delta(self.unet, control.base_delta))
+                reading = self.probe.read(control, self.unet, check)
+            drawn = self.hands.measure(control, check) if self.hands.measure else None
+            row = {"step": self.step, "phase": self.trainer.phase, **reading.row()}
+            row["controllability"] = drawn.row() if drawn else None
+            news = self.watch.add(gather(row, self.world)[0])
+            if news.best:
+                self.trainer.complete(control)
+                if self.world.main:
+                    self.hands.save_best(control, self.step)
+        if self.log:
+            self.log.probe(self.watch.rows[-1] | {"time_s": round(time.monotonic() - started, 2)})
+        for kind, message in news.messages:
+            self._tell(kind, message)
 
-    def lr(self, step: int) -> float:
-        """The learning rate of a step: a linear rise, then constant, then a linear fall where one is asked for."""
-        settings = self.settings
-        rise = (step + 1) / max(1, settings.warmup)
-        fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
-        return settings.lr * min(1.0, rise, fall)
+    def _switch(self) -> None:
+        verdict = self.watch.verdict(max(self.trainer.joined.values()))
+        switch = next_switch(self.settings, self.trainer.phase, self.step, verdict)
+        if switch is None:
+            return
+        self.trainer.switch(switch.phase, self.step)
+        self._tell("switch", f"step {self.step}: {NAMES[switch.phase]}, because {switch.reason}")
+        pairs = len(self.cache.train_ids)
+        if switch.phase == "unlocked" and pairs < SMALL_DATA:
+            self._tell(
+                "warning",
+                f"the base is being trained on {pairs:,} pairs and will overfit; the paper advises "
+                f"this from {SMALL_DATA:,} on. Compare best/ with control/, and keep the one that draws better",
+            )
 
-    @torch.no_grad()
-    def _average(self, step: int) -> None:
-        """Move the averaged weights; while training is young the average is short, or it would remember the start."""
-        weight = 1 - min(self.settings.ema_decay, (step + 1) / (step + 10))
-        for average, trained in zip(self.average.parameters(), self.parameters, strict=True):
-            average.lerp_(trained, weight)
+    def _reason_to_end(self, stop: StopSignal) -> str:
+        if any_rank(bool(stop), self.world):
+            return STOPPED
+        if self.step >= self.settings.steps:
+            return f"all {self.settings.steps} steps are done"
+        if self.settings.patience and self.watch.without_better >= self.settings.patience:
+            return f"no better control in {self.settings.patience} probes"
+        return ""
 
-    def state(self, step: int) -> dict[str, Any]:
-        """All that a continuation needs. Random numbers are keyed by the step, so there are none in it."""
-        return {
-            "step": step,
-            "control": self.control.state_dict(),
-            "average": self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "settings": dataclasses.asdict(self.settings),
-            "cache": self.cache.fingerprint,
-        }
+    def _save(self) -> None:
+        """The control first: a run killed in between does these steps, and this, again."""
+        if self.saved == self.step:
+            return
+        with self.trainer.averaged() as control:
+            self.trainer.complete(control)
+            if self.world.main:
+                self.hands.save(control, self.step)
+        facts = {"watch": self.watch.rows, **self.trainer.facts()}
+        checkpoint.save(
+            self.folder / CHECKPOINTS, self.step, self.trainer.tensors(), facts, self.settings.keep, self.world
+        )
+        self.saved = self.step
 
-    def restore(self, state: dict[str, Any] | None) -> int:
-        """Go on from a state; returns its step, 0 for none. Raises: TrainError: it belongs to another run."""
-        if state is None:
-            return 0
-        now = dataclasses.asdict(self.settings)
-        changed = [
-            f"train.{k} was {v}, is {now[k]}" for k, v in state["settings"].items() if k not in FREE and now[k] != v
-        ]
-        if shapes(state["control"]) != shapes(self.control.state_dict()):
-            changed.append("the control was made otherwise: its base, hint encoder or hint channels changed")
-        if state["cache"] != self.cache.fingerprint:
+    def _preview(self, check: Check) -> None:
+        if self.hands.preview is not None:
+            with self.trainer.averaged() as control:
+                if self.world.main or self.trainer.sharded:
+                    self.hands.preview(control, self.step, check)
+
+    def _restore(self, force: bool) -> str:
+        """Go on from the newest checkpoint. Returns: what has changed since, where that is forced."""
+        newest = checkpoint.newest(self.folder / CHECKPOINTS)
+        if newest is None:
+            return ""
+        facts = checkpoint.read_facts(newest)
+        changed = list(changes(facts["settings"], asdict(self.settings)))
+        if facts["cache"] != self.cache.fingerprint:
             changed.append("the data, its settings or the base changed")
-        if changed:
-            raise TrainError(
-                f"this run cannot go on: {'; '.join(changed)}. Undo that, or start a run in another folder"
-            )
-        self.control.load_state_dict(state["control"])
-        self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        return int(state["step"])
+        if changed and not force:
+            raise TrainError(cannot_go_on(changed))
+        self.trainer.restore(checkpoint.load(newest), facts)
+        self.step = facts["step"]
+        self.watch = Watch(facts["watch"])
+        return "; ".join(changed)
+
+    def _tell(self, kind: str, message: str, **facts: Any) -> None:
+        if self.world.main:
+            self.hands.say(message)
+            if self.log:
+                self.log.event(self.step, kind, message, **facts)
 
 
-def check_width(control: Control, width: int) -> None:
-    """Raises: TrainError: a strided convolution would see a width of 1.
-
-    There PyTorch 2.13 on CPU leaves parts of the bfloat16 weight gradient as they were in memory: NaN, or worse, not.
-    """
-    least = 2 ** (len(control.config["block_out_channels"]) - 1)
-    if width < least:
-        size_px, least_px = width * control.size_factor, least * control.size_factor
-        remedy = f'set size_px to {least_px} or more, or train.precision to "fp32"'
-        raise TrainError(f"pictures are {size_px} px wide, too small for train.precision 'bf16' on a CPU: {remedy}")
-
-
-def shapes(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in weights.items()}
+def asks_probe(settings: TrainSettings) -> str:
+    """The setting that cannot do without probes, if there is one."""
+    if settings.regime == "auto":
+        return "train.regime is 'auto'"
+    if settings.regime == "small" and settings.reconnect == "auto":
+        return "train.reconnect is 'auto'"
+    if settings.regime == "large" and settings.unlock_after == "auto":
+        return "train.unlock_after is 'auto'"
+    return f"train.patience is {settings.patience}" if settings.patience else ""
 
 
-def set_plain_attention(control: Control, unet: Any) -> None:
-    """Use plain products for attention in both; changes nothing but rounding."""
-    unet.set_attn_processor(AttnProcessor())
-    for module in control.modules():
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+def cannot_go_on(changed: Iterable[str]) -> str:
+    """The message about a run whose settings or data are not what they were."""
+    return f"this run cannot go on: {'; '.join(changed)}. Undo that, add --force, or start another run with --out"
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Differences between two sets of training settings that a continuation may not have."""
+    if before["batch"] * before["accumulate"] != now["batch"] * now["accumulate"]:
+        product = "train.batch × train.accumulate"
+        yield f"{product} was {before['batch'] * before['accumulate']}, is {now['batch'] * now['accumulate']}"
+    for name, value in before.items():
+        if name not in FREE and now[name] != value:
+            yield f"train.{name} was {value}, is {now[name]}"

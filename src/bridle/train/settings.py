@@ -1,9 +1,12 @@
-"""How a control is trained."""
+"""How a control is trained (`TrainSettings`), how it is watched (`ProbeSettings`), on what (`MachineSettings`)."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from bridle.errors import ConfigError
+
+Regime = Literal["standard", "small", "large", "auto"]
+Unlock = Literal["decoder", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,18 +15,28 @@ class TrainSettings:
 
     Args:
         steps: optimiser steps in all.
-        batch: pairs per forward pass.
-        accumulate: forward passes per optimiser step; the effective batch is their product.
+        batch: pairs per forward pass of one process.
+        accumulate: `batch * accumulate` pairs make an optimiser step, whatever the number of processes.
         lr: peak learning rate of AdamW. The paper's is 1e-5; a small base takes far more.
-        warmup: steps over which the learning rate rises from zero.
+        warmup: steps over which the learning rate rises from zero; again for what joins at a switch of the regime.
         decay: share of the steps, at the end, over which it falls to zero again; 0, as in the paper, keeps it.
         weight_decay: of AdamW.
+        optimizer: "adamw", or "adamw8bit", whose state takes a quarter of the memory; needs the extra "memory".
         clip_norm: gradients are scaled down to this L2 norm.
         prompt_dropout: share of captions replaced by the empty one, drawn afresh each time (the paper: 0.5).
         weighting: of the loss over noise levels: "uniform" as in the paper, or "balanced", which learns shapes sooner.
         ema_decay: of the averaged weights, which are what is saved; 0 turns averaging off.
         precision: "bf16" computes in bfloat16 and keeps float32 weights; "fp32" is for comparing.
         seed: of every draw.
+        regime: the paper's three. "standard": all links, base locked. "small": the middle link alone, then all.
+            "large": all links, then the base unlocked. "auto": small at first, each switch when the probe says so.
+        reconnect: in "small": the step at which all links join, or "auto": when the probe says so.
+        unlock: what of the base is trained in the end: "decoder", as the official code, or "all", as the paper says.
+            None: "decoder" in "large", nothing in "auto".
+        unlock_after: in "large": the step at which the base is unlocked, or "auto": when the probe says so.
+        unlock_lr: learning rate of the base once it is unlocked.
+        patience: probes in a row without a better control after which training stops; 0 never stops early.
+        skips: steps in a row with a loss or gradient that is not finite after which training gives up.
         checkpoint_every, preview_every, log_every: in steps.
         keep: how many checkpoints stay.
         tensorboard: also write TensorBoard events; needs the extra of that name.
@@ -38,12 +51,20 @@ class TrainSettings:
     warmup: int = 50
     decay: float = 0.0
     weight_decay: float = 0.01
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     clip_norm: float = 1.0
     prompt_dropout: float = 0.5
     weighting: Literal["uniform", "balanced"] = "uniform"
     ema_decay: float = 0.99
     precision: Literal["bf16", "fp32"] = "bf16"
     seed: int = 0
+    regime: Regime = "standard"
+    reconnect: int | Literal["auto"] = "auto"
+    unlock: Unlock | None = None
+    unlock_after: int | Literal["auto"] = 50_000
+    unlock_lr: float = 2e-6
+    patience: int = 0
+    skips: int = 10
     checkpoint_every: int = 200
     preview_every: int = 200
     log_every: int = 10
@@ -51,27 +72,100 @@ class TrainSettings:
     tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "accumulate", "checkpoint_every", "preview_every", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("lr", "clip_norm"):
+        require(self, "train", 1, "steps", "batch", "accumulate", "skips", "checkpoint_every", "preview_every")
+        require(self, "train", 1, "log_every", "keep")
+        require(self, "train", 0, "warmup", "weight_decay", "seed", "patience")
+        for name in ("lr", "unlock_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected more than 0")
-        for name in ("warmup", "weight_decay", "seed"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected 0 or more")
         if not 0 <= self.prompt_dropout <= 1:
             raise ConfigError(f"setting train.prompt_dropout is {self.prompt_dropout}; expected a share from 0 to 1")
         if not 0 <= self.decay <= 1:
             raise ConfigError(f"setting train.decay is {self.decay}; expected a share from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"setting train.ema_decay is {self.ema_decay}; expected from 0 to below 1")
-        if self.weighting not in ("uniform", "balanced"):
-            raise ConfigError(f"setting train.weighting is {self.weighting!r}; expected 'uniform' or 'balanced'")
-        if self.precision not in ("bf16", "fp32"):
-            raise ConfigError(f"setting train.precision is {self.precision!r}; expected 'bf16' or 'fp32'")
+        choose(self, "train", "optimizer", "adamw", "adamw8bit")
+        choose(self, "train", "weighting", "uniform", "balanced")
+        choose(self, "train", "precision", "bf16", "fp32")
+        choose(self, "train", "regime", "standard", "small", "large", "auto")
+        choose(self, "train", "unlock", "decoder", "all", None)
+        for name in ("reconnect", "unlock_after"):
+            if getattr(self, name) != "auto" and not getattr(self, name) >= 1:
+                raise ConfigError(f"setting train.{name} is {getattr(self, name)!r}; expected 'auto', or 1 or more")
+        if self.unlock is not None and self.regime not in ("large", "auto"):
+            remedy = "set train.regime to 'large' or 'auto', or leave train.unlock out"
+            raise ConfigError(f"setting train.unlock is {self.unlock!r}, but train.regime {self.regime!r}: {remedy}")
 
     @property
     def effective_batch(self) -> int:
         """Pairs per optimiser step."""
         return self.batch * self.accumulate
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeSettings:
+    """How training is watched; under [probe]. A probe changes no weight.
+
+    Args:
+        every: steps between probes, or "auto": so that probing takes less than a twentieth of the time.
+        pairs: held-out pairs whose denoising error is measured with the true, another and no hint.
+        samples: held-out pairs that are drawn and measured as `bridle evaluate` does; 0 draws none.
+        steps: denoising steps of these.
+
+    Raises: ConfigError: a value is out of range.
+    """
+
+    every: int | Literal["auto"] = "auto"
+    pairs: int = 16
+    samples: int = 6
+    steps: int = 10
+
+    def __post_init__(self) -> None:
+        if self.every != "auto" and not self.every >= 1:
+            raise ConfigError(f"setting probe.every is {self.every!r}; expected 'auto', or 1 or more")
+        require(self, "probe", 2, "pairs")
+        require(self, "probe", 0, "samples")
+        require(self, "probe", 1, "steps")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineSettings:
+    """What fits this machine; under [machine]. None of it changes what is learned, but for rounding.
+
+    Args:
+        workers: processes that read pairs ahead of training; 0 reads in the training process.
+        gradient_checkpointing: keep fewer activations and compute them again: less memory, more time.
+        base_weights: "bf16" halves the locked base's memory.
+        offload: drop what training does not need (autoencoder, text encoder) from the device between probes.
+        parallel: with several processes: "ddp" copies the models to each, "fsdp" shares them out, which a large or
+            unlocked base asks for.
+
+    Raises: ConfigError: a value is out of range.
+    """
+
+    workers: int = 0
+    gradient_checkpointing: bool = False
+    base_weights: Literal["fp32", "bf16"] = "fp32"
+    offload: bool = False
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+
+    def __post_init__(self) -> None:
+        require(self, "machine", 0, "workers")
+        choose(self, "machine", "base_weights", "fp32", "bf16")
+        choose(self, "machine", "parallel", "ddp", "fsdp")
+
+
+def require(settings: Any, table: str, least: int, *names: str) -> None:
+    """Raises: ConfigError: one of these is less than that."""
+    for name in names:
+        if not getattr(settings, name) >= least:
+            value = getattr(settings, name)
+            raise ConfigError(f"setting {table}.{name} is {value}; expected {least} or more")
+
+
+def choose(settings: Any, table: str, name: str, *known: str | None) -> None:
+    """Raises: ConfigError: the value is none of these."""
+    value = getattr(settings, name)
+    if value not in known:
+        shown = [repr(choice) for choice in known if choice is not None]
+        raise ConfigError(f"setting {table}.{name} is {value!r}; expected {', '.join(shown[:-1])} or {shown[-1]}")

@@ -1,0 +1,83 @@
+"""The quick figure of a probe: do pictures obey? A control in; per held-out pair, how well a picture follows its hint.
+
+As `bridle evaluate` measures, but on few pairs, with one seed and few denoising steps, and nothing is kept.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from bridle.base.load import Base
+from bridle.control.unet import Control
+from bridle.errors import DataError
+from bridle.evaluate.evaluate import Annotator, HeldOutPair
+from bridle.evaluate.fidelity import edge_f1, is_binary, ssim
+from bridle.sample.sampler import generate
+from bridle.sample.settings import SampleSettings
+from bridle.train.probe import Obedience
+
+SEED = 0  # one noise for all probes, so that two of them differ by nothing but training
+
+
+class Controllability:
+    """Draws the same held-out pairs for every control it is shown.
+
+    Hints that are all binary are compared by F1 within a pixel, others by SSIM.
+
+    Args:
+        base: draws; the reference without control is drawn once, with the base as it is at the first call.
+        pairs: held-out ones; the first `samples` of them are drawn.
+        annotator: what made their hints, and annotates the pictures.
+        how: guidance, batch and precision are taken from it.
+        steps: denoising steps.
+
+    Raises: DataError: there are fewer than two pairs, or their hints are not of the annotator's kind.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        pairs: Sequence[HeldOutPair],
+        annotator: Annotator,
+        how: SampleSettings,
+        *,
+        samples: int,
+        steps: int,
+    ) -> None:
+        self.base, self.pairs, self.annotator = base, pairs[:samples], annotator
+        check_pairs(self.pairs, annotator)
+        # DDIM calls the base once per step, as `interval` counts. The full scale, because a user's lower one would
+        # hide what the control has learned.
+        self.how = replace(how, steps=steps, scheduler="ddim", scale=1.0)
+        self.binary = all(is_binary(pair.hint) for pair in self.pairs)
+        self._without: tuple[float, ...] = ()
+
+    def __call__(self, control: Control, check: Callable[[], None] = lambda: None) -> Obedience:
+        """Measure a control.
+
+        Args:
+            check: called between denoising steps; may raise, and the next call begins anew.
+        """
+        if not self._without:
+            self._without = self._figures(None, check)
+        return Obedience("f1" if self.binary else "ssim", self._figures(control, check), self._without)
+
+    def _figures(self, control: Control | None, check: Callable[[], None]) -> tuple[float, ...]:
+        hints, captions = [pair.hint for pair in self.pairs], [pair.caption for pair in self.pairs]
+        size_px = hints[0].shape[:2]
+        images = generate(
+            self.base, control, hints, captions, [SEED] * len(hints), self.how, (size_px[0], size_px[1]), check
+        )
+        compare = edge_f1 if self.binary else ssim
+        return tuple(compare(hint, self.annotator(image)) for hint, image in zip(hints, images, strict=True))
+
+
+def check_pairs(pairs: Sequence[HeldOutPair], annotator: Annotator) -> None:
+    """Before training starts, not at its first probe."""
+    remedy = "name the annotator that made the hints in data.annotator, or set probe.samples to 0"
+    if len(pairs) < 2:
+        more = "set data.held_out and probe.samples to 2 or more, or probe.samples to 0"
+        raise DataError(f"{len(pairs)} held-out pairs to draw; a standard error takes 2: {more}")
+    for pair in pairs:
+        if pair.hint.shape[2] != annotator.channels:
+            made = f"{annotator.name} makes {annotator.channels}"
+            raise DataError(f"pair {pair.id}: hint has {pair.hint.shape[2]} channels, but {made}: {remedy}")

@@ -1,0 +1,170 @@
+"""What one way of training takes, measured on some pairs. A process of its own, or its peak would be that of others.
+
+    python -m bridle.run.worker SETTINGS.toml PHASE LIMIT_BYTES
+
+In: a run's settings, the phase to measure, and what may be taken. Out: one line of JSON, {"peak_memory_bytes": ...,
+"time_per_sample_s": ...}; the time is null where memory did not suffice. Pairs are random, for none of it depends on
+what they show; everything else is what `bridle train` does.
+"""
+
+import json
+import sys
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bridle import config
+from bridle.base.load import Base, load_base
+from bridle.base.offload import offloaded
+from bridle.cache.store import CachedBatch
+from bridle.control.unet import Control
+from bridle.errors import BridleError, TrainError
+from bridle.run.pairs import RunData
+from bridle.run.previews import PAIRS
+from bridle.run.settings import RunSettings
+from bridle.run.training import like_base, new_control
+from bridle.sample.sampler import generate
+from bridle.train.denoiser import PARTS
+from bridle.train.feed import Rows, Steps
+from bridle.train.memory import is_out_of_memory, peak_memory_bytes
+from bridle.train.regime import Phase
+from bridle.train.trainer import Trainer
+
+PHASES: tuple[Phase, ...] = tuple(PARTS)
+HINT_CHANNELS = 3  # what a picture has; more or fewer change only the first small convolution
+
+
+class OutOfMemoryError(Exception):
+    """The trainer would go on with smaller batches; here that is the answer."""
+
+
+@dataclass(frozen=True)
+class RandomCache:
+    """Pairs made up on the spot, in the place of a `Cache`.
+
+    Attributes:
+        latents, text, hint: the shapes of one pair's: [C, h, w], [L, D] and [K, H, W].
+    """
+
+    latents: tuple[int, int, int]
+    text: tuple[int, int]
+    hint: tuple[int, int, int]
+    train_ids: tuple[str, ...] = ("random#0",)
+    fingerprint: str = "random"
+
+    @property
+    def empty_text(self) -> Tensor:
+        return torch.zeros(1, *self.text)
+
+    def batch(self, ids: list[str]) -> CachedBatch:
+        source = torch.Generator().manual_seed(0)
+        return CachedBatch(
+            mean=torch.randn(len(ids), *self.latents, generator=source),
+            std=torch.ones(len(ids), *self.latents),
+            hint=torch.rand(len(ids), *self.hint, generator=source),
+            captions=("",) * len(ids),
+            text=torch.randn(len(ids), *self.text, generator=source),
+        )
+
+
+def random_cache(base: Base, size_px: int) -> Any:
+    """Of the shapes that this base takes at this size."""
+    config, size = base.unet.config, size_px // base.size_factor
+    return RandomCache(
+        latents=(config.in_channels, size, size),
+        text=(base.pipeline.tokenizer.model_max_length, config.cross_attention_dim),
+        hint=(HINT_CHANNELS, size_px, size_px),
+    )
+
+
+def measure(settings: RunSettings, phase: Phase, limit_bytes: int) -> dict[str, Any]:
+    """Train for some steps, through all phases up to the given one, time the last, and draw as a probe would.
+
+    Raises: BridleError: the base cannot be loaded or trained at this size.
+    """
+    device, time_s = torch.device("cpu"), None
+    try:
+        base = load_base(settings.base, device=settings.device)
+        device = base.device
+        if device.type == "cuda":
+            total_bytes = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total_bytes))
+        time_s = train_and_draw(settings, base, phase)
+    except (OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not isinstance(error, OutOfMemoryError) and not is_out_of_memory(error):
+            raise
+    return {"peak_memory_bytes": peak_memory_bytes(device), "time_per_sample_s": time_s}
+
+
+def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
+    """What a run does, in its order. Returns: seconds per pair of training."""
+    cache = random_cache(base, settings.data.size_px)
+    control = new_control(settings, base, RunData(settings.data, cast(Any, None), cache))
+    if settings.machine.base_weights == "bf16":
+        base.pipeline.to(torch.bfloat16)
+    with offloaded(base, settings.machine.offload) as drawing:
+        trainer = Trainer(control, base.unet, base.schedule, cache, settings.train, settings.machine, say=stop)
+        time_s = time_per_sample(trainer, two_passes(settings, trainer, cache), phase)
+        with drawing(), trainer.averaged() as average:
+            draw(settings, base, like_base(average, base))
+    return time_s
+
+
+def two_passes(settings: RunSettings, trainer: Trainer, cache: Any) -> Rows:
+    """Two micro-batches of a step: the second one finds gradients beside its activations."""
+    whole = Steps(cache, settings.train, len(trainer.alphas_cumprod))[0]
+    two = slice(0, 2 * settings.train.batch)  # views, so that all pairs of the step stay in memory, as in a run
+    return Rows(whole.ids[two], whole.batch[two], whole.draws[two])
+
+
+def draw(settings: RunSettings, base: Base, control: Control) -> None:
+    """As many pictures at once as previews and probes draw, in one denoising step, for all take the same memory."""
+    count = min(settings.sample.batch, settings.data.held_out, max(PAIRS, settings.probe.samples))
+    hint = np.zeros((settings.data.size_px, settings.data.size_px, HINT_CHANNELS), np.uint8)
+    generate(base, control, [hint] * count, [""] * count, list(range(count)), replace(settings.sample, steps=1))
+
+
+def stop(kind: str, message: str) -> None:
+    raise OutOfMemoryError(message)
+
+
+def time_per_sample(trainer: Trainer, rows: Rows, phase: Phase) -> float:
+    """Seconds per pair of a step, once the optimiser has its state; of its equal passes but two are done."""
+    for following in PHASES[PHASES.index(trainer.phase) + 1 : PHASES.index(phase) + 1]:
+        trainer.step(0, rows)
+        trainer.switch(following, 0)
+    trainer.step(0, rows)
+    marks: list[float] = []
+
+    def mark() -> None:
+        if trainer.control.device.type == "cuda":
+            torch.cuda.synchronize()
+        marks.append(time.perf_counter())
+
+    if trainer.step(1, rows, mark).bad:
+        raise TrainError("loss or gradient of random pairs is not finite; set train.precision to 'fp32'")
+    mark()
+    spans = [after - before for before, after in pairwise(marks)]
+    settings = trainer.settings
+    step_s = (settings.accumulate - 1) * spans[0] + spans[-1]  # the last span holds the optimiser's work
+    return step_s / settings.effective_batch
+
+
+def main() -> None:
+    """Entry point; what the user can put right is one line on stderr and exit status 2."""
+    path, phase, limit = sys.argv[1:]
+    try:
+        print(json.dumps(measure(config.read(RunSettings, Path(path)), cast(Phase, phase), int(limit))))
+    except BridleError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""What a run tells: `metrics.jsonl`, `probes.jsonl` and `events.jsonl`, one JSON object a row, each with its step.
+
+A continued run drops the rows that its checkpoint does not know of, so that none appears twice.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bridle.atomic import write_text
+from bridle.errors import ConfigError
+
+METRICS, PROBES, EVENTS = "metrics.jsonl", "probes.jsonl", "events.jsonl"
+
+
+class RunLog:
+    """Appends rows, and shows figures in TensorBoard where that is asked for.
+
+    Raises: ConfigError: TensorBoard is asked for and not installed.
+    """
+
+    def __init__(self, folder: Path, first_step: int, tensorboard: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self._board = open_board(folder / "tensorboard", first_step) if tensorboard else None
+        for path in (folder / name for name in (METRICS, PROBES, EVENTS)):
+            if path.exists():
+                rows = read_rows(path)
+                write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step))
+        for sheet in (folder / "previews").glob("step-*.png"):
+            if int(sheet.stem.removeprefix("step-")) > first_step:
+                sheet.unlink()
+
+    def metrics(self, row: dict[str, Any]) -> None:
+        """Add the figures of a training step."""
+        self._add(METRICS, row)
+        self._show(row["step"], {name: value for name, value in row.items() if name != "step"})
+
+    def probe(self, row: dict[str, Any]) -> None:
+        """Add the figures of a probe."""
+        self._add(PROBES, row)
+        figures = {"probe/advantage": row["advantage"]["mean"]}
+        if row["controllability"] is not None:
+            figures[f"probe/{row['controllability']['measure']}"] = row["controllability"]["mean"]
+        self._show(row["step"], figures)
+
+    def event(self, step: int, kind: str, message: str, **facts: Any) -> None:
+        """Add what happened: "learned", "switch", "skipped", "memory", "warning" or "forced"."""
+        self._add(EVENTS, {"step": step, "kind": kind, "message": message, **facts})
+
+    def ended(self, step: int, finished: bool, reason: str) -> None:
+        """Add why training ended; once, however often a finished run is started again."""
+        row = {"step": step, "kind": "ended", "message": reason, "finished": finished}
+        if row not in read_rows(self.folder / EVENTS)[-1:]:
+            self._add(EVENTS, row)
+
+    def _add(self, name: str, row: dict[str, Any]) -> None:
+        with open(self.folder / name, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def _show(self, step: int, figures: dict[str, float]) -> None:
+        if self._board is not None:
+            for name, value in figures.items():
+                self._board.add_scalar(name, value, step)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """All whole rows, none where there is no file; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def open_board(folder: Path, first_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ConfigError(
+            "setting train.tensorboard is on, but TensorBoard is not installed; pip install 'bridle[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder), purge_step=first_step + 1)

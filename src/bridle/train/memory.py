@@ -1,0 +1,78 @@
+"""Memory: saving it by computing activations again, recognising its end, and measuring its peak."""
+
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
+AVAILABLE = re.compile(r"MemAvailable:\s+(\d+) kB")
+MEMORY, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+# PyTorch's allocator for the CPU raises a plain RuntimeError; these are its words on Linux and macOS, and on Windows.
+OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)")
+
+
+def set_gradient_checkpointing(control: nn.Module, unet: nn.Module) -> None:
+    """Keep only the inputs of the blocks of both and compute the rest again on the way back: same gradients, more time.
+
+    diffusers' blocks do it wherever gradients are recorded, so the locked encoder and sampling are not slowed down.
+    """
+    modules: list[Any] = [*control.modules(), *unet.modules()]
+    for module in modules:
+        if hasattr(module, "gradient_checkpointing"):
+            module._gradient_checkpointing_func = recompute
+            module.gradient_checkpointing = True
+
+
+def recompute(module: nn.Module, *inputs: Any) -> Any:
+    """Call a block so that the backward pass computes its activations again."""
+    return checkpoint(module, *inputs, use_reentrant=False)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether less memory would have helped: on a GPU, on the CPU, or in Python itself."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """The most that this process has held so far.
+
+    On a GPU: what PyTorch reserved there. On the CPU: resident memory, of which about 0.6 GB are the imports.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_reserved(device)
+    peak = peak_resident_bytes("self")
+    if peak is not None:
+        return peak
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def peak_resident_bytes(process: int | str) -> int | None:
+    """The most that a process has held, by its id; None where the system does not say, or it has ended.
+
+    Not getrusage, which on Linux begins with the peak of the process that started this one.
+    """
+    try:
+        found = PEAK.search(Path(f"/proc/{process}/status").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """What may be taken now: on the device, or of the machine's memory and of what its container is allowed."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    found = AVAILABLE.search(MEMORY.read_text()) if MEMORY.exists() else None
+    free = int(found[1]) * 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    allowed = CONTAINER.read_text().strip() if CONTAINER.exists() else "max"
+    return free if allowed == "max" else min(free, int(allowed))

@@ -1,0 +1,106 @@
+"""Optimisers. In: groups of parameters. Out: a torch optimiser, and its state as a flat table of named tensors."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from bridle.errors import ConfigError, TrainError
+
+OptimizerKind = Literal["adamw", "adamw8bit"]
+TABLES = ("qmap1", "qmap2")  # of bitsandbytes: constants, the same for every parameter
+
+
+def make_optimizer(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, weight_decay: float) -> Optimizer:
+    """Make an optimiser.
+
+    Args:
+        kind: "adamw" keeps 8 bytes of state per parameter, "adamw8bit" 2 (in tensors of 4096 and more).
+        groups: each {"params": [...], "lr": ...}, and whatever else the caller keeps there.
+
+    Raises: ConfigError: the kind needs an extra that is not installed.
+    """
+    if kind == "adamw":
+        return AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError:
+        remedy = "pip install 'bridle[memory]', or set it to 'adamw'"
+        raise ConfigError(f"setting train.optimizer is {kind!r}, but bitsandbytes is not installed; {remedy}") from None
+    for group in groups:
+        for parameter in group["params"]:
+            # Its first step would do this anyway, but only after the state took over the old order in memory.
+            parameter.data = parameter.data.contiguous()
+    optimizer: Optimizer = AdamW8bit([dict(group) for group in groups], weight_decay=weight_decay)
+    return optimizer
+
+
+def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:
+    """The state of every parameter that has taken a step, as "<name>.<entry>".
+
+    Entries are "exp_avg", "exp_avg_sq" and "step" for "adamw"; "state1", "state2", "step" and, where these are uint8,
+    "absmax1" and "absmax2" for "adamw8bit". Tensors are the optimiser's own, not copies: write them before the next
+    step. Those of a sharded parameter are DTensors.
+    """
+    states = cast(Mapping[nn.Parameter, dict[str, Any]], optimizer.state)
+    return {
+        f"{names[parameter]}.{entry}": torch.as_tensor(value)
+        for parameter, state in states.items()
+        for entry, value in state.items()
+        if entry not in TABLES
+    }
+
+
+def restore_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], tensors: Mapping[str, Tensor]) -> None:
+    """Go on with a state that `optimizer_state` gave; what it does not name starts fresh.
+
+    Args:
+        optimizer: of the same kind, with any parameters in any groups; it copies the tensors.
+        names: of its parameters.
+
+    Raises: TrainError: an entry is missing, or has another shape than the parameter asks for.
+    """
+    saved: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key, tensor in tensors.items():
+        name, _, entry = key.rpartition(".")
+        saved[name][entry] = tensor
+    for group_at, group in enumerate(optimizer.param_groups):
+        for at, parameter in enumerate(group["params"]):
+            optimizer.state.pop(parameter, None)
+            if names[parameter] in saved:
+                state = fresh_state(optimizer, group_at, at)
+                fill(state, saved[names[parameter]], names[parameter])
+                optimizer.state[parameter] = state
+
+
+def fresh_state(optimizer: Optimizer, group_at: int, at: int) -> dict[str, Any]:
+    """What the optimiser itself would begin with for one parameter: on its device, in its order in memory."""
+    group = optimizer.param_groups[group_at]
+    parameter = group["params"][at]
+    if isinstance(optimizer, AdamW):
+        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    bitsandbytes: Any = optimizer
+    bitsandbytes.init_state(group, parameter, group_at, at)
+    return dict(optimizer.state[parameter])
+
+
+@torch.no_grad()
+def fill(state: dict[str, Any], saved: Mapping[str, Tensor], name: str) -> None:
+    """Copy saved entries into a fresh state. Raises: TrainError: they do not fit it."""
+    expected = state.keys() - set(TABLES)
+    if saved.keys() != expected:
+        remedy = "go on with the train.optimizer that the run began with"
+        raise TrainError(f"optimiser state of {name} has {sorted(saved)}; expected {sorted(expected)}: {remedy}")
+    for entry, value in saved.items():
+        if entry == "step" and isinstance(state["step"], int):  # bitsandbytes counts in Python
+            state["step"] = int(value)
+        elif value.shape != state[entry].shape:
+            remedy = "the control or the base was made otherwise"
+            shapes = f"{list(value.shape)}; expected {list(state[entry].shape)}"
+            raise TrainError(f"optimiser state {name}.{entry} has shape {shapes}: {remedy}")
+        else:
+            state[entry].copy_(value)

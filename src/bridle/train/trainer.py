@@ -1,0 +1,356 @@
+"""One control in training: what a step does, what a switch of the regime does, and the state between two steps.
+
+All state is a flat table of named tensors and a few facts, so that a checkpoint is no pickle and any part of it can be
+looked at:
+
+    control.<parameter>    base.<parameter>              as trained; the base's only once it is unlocked
+    average.<parameter>    base_average.<parameter>      their running averages, which are what is saved and shown
+    optimizer.<parameter>.<entry>                        of whatever is trained
+"""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bridle.cache.store import Cache, CachedBatch
+from bridle.control.delta import take_delta
+from bridle.control.unet import Control
+from bridle.errors import TrainError
+from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
+from bridle.train.draws import Draws
+from bridle.train.feed import Rows
+from bridle.train.lighten import lighten_decoder
+from bridle.train.memory import is_out_of_memory, set_gradient_checkpointing
+from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
+from bridle.train.optim import make_optimizer, optimizer_state, restore_optimizer
+from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
+from bridle.train.regime import Phase, first_phase, unlocks
+from bridle.train.settings import MachineSettings, TrainSettings
+
+OPTIMIZER = "optimizer."
+SHORT_ATTENTION = 256  # tokens up to which plain products beat flash attention on CPU, whose backward is slow there
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimiser step gave.
+
+    Attributes:
+        loss: mean over the effective batch.
+        norm: L2 norm of the gradient before clipping.
+        bad: empty; or, where loss or gradient were not finite and the step was skipped, the samples that may be why.
+    """
+
+    loss: float
+    norm: float
+    bad: tuple[str, ...] = ()
+
+
+class Trainer:
+    """A control, the base it steers, and what trains them.
+
+    Args:
+        control: trained in place, float32.
+        unet: the base's; stays locked until the regime unlocks it.
+        schedule: the noise schedule the base was trained with (`alphas_cumprod`, `config.prediction_type`).
+        say: told, in one sentence, what the user should know and need not act on.
+    """
+
+    def __init__(
+        self,
+        control: Control,
+        unet: Any,
+        schedule: Any,
+        cache: Cache,
+        settings: TrainSettings,
+        machine: MachineSettings = MachineSettings(),  # noqa: B008 - frozen, so it can be shared
+        world: World = ALONE,
+        say: Callable[[str, str], None] = lambda kind, message: None,
+    ) -> None:
+        self.control, self.unet, self.cache, self.settings = control.train(), unet, cache, settings
+        self.machine, self.world, self.say = machine, world, say
+        self.inner = Denoiser(control, unet)
+        self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
+        self.prediction = schedule.config.prediction_type
+        self.device = control.device
+        self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
+        self.empty_text = cache.empty_text.to(self.device)
+        shape = cache.batch(cache.train_ids[:1]).mean.shape
+        if settings.precision == "bf16" and control.device.type == "cpu":
+            check_width(control, shape[-1])
+        if control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
+            set_plain_attention(control, unet)
+        self.average = copy.deepcopy(control).requires_grad_(False).eval()
+        if self.machine.gradient_checkpointing:
+            set_gradient_checkpointing(control, unet)
+        self.micro = min(settings.batch, len(share(range(settings.effective_batch), world)))
+        self.skipped = self.skipped_in_a_row = 0
+        self.undo: Callable[[], None] = lambda: None
+        self.averages: dict[str, Tensor] = {}
+        self.original: dict[str, Tensor] = {}  # the base's weights before they were unlocked
+        self.phase, self.joined = first_phase(settings), {"copy": 0}
+        self._open(0)
+
+    def step(self, step: int, rows: Rows, check: Callable[[], None] = lambda: None) -> StepResult:
+        """One optimiser step, or none where loss or gradient are not finite.
+
+        Args:
+            check: called between forward passes; what it raises ends the step without a trace.
+
+        Raises: TrainError: memory does not suffice for a single pair.
+        """
+        losses = None
+        while losses is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                losses = self._gradients(rows, check)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if losses is None:  # only here, where the exception no longer holds the activations
+                self._halve()
+        norm = full(nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip_norm)).item()
+        loss = mean(losses.mean(), self.world).item()
+        result = StepResult(loss, norm, self._find_bad(loss, norm, rows, losses))
+        if result.bad:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        else:
+            self.skipped_in_a_row = 0
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr(step, group["part"])
+            self.optimizer.step()
+            self._average(step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return result
+
+    def _gradients(self, rows: Rows, check: Callable[[], None]) -> Tensor:
+        """Run backward through all rows, a micro-batch at a time. Returns: their losses."""
+        losses, count = [], len(rows.ids)
+        for start in range(0, count, self.micro):
+            check()
+            part, last = slice(start, start + self.micro), start + self.micro >= count
+            with reducing(self.model, last):
+                loss = self.losses(rows.batch[part], rows.draws[part])
+                (loss.sum() / count).backward()
+            losses.append(loss.detach())
+        return torch.cat(losses)
+
+    def losses(self, batch: CachedBatch, draws: Draws) -> Tensor:
+        """The weighted denoising error of each sample, with the hint and half of the captions: [B]."""
+        device = self.device
+        latents = sample_posterior(batch.mean, batch.std, draws.posterior).to(device)
+        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
+        text = torch.where(draws.drop_prompt.to(device)[:, None, None], self.empty_text, batch.text.to(device))
+        noisy = add_noise(latents, noise, timesteps, self.alphas_cumprod)
+        wanted = target(latents, noise, timesteps, self.alphas_cumprod, self.prediction)
+        with self.autocast():
+            output = self.model(noisy, timesteps, text, batch.hint.to(device))
+        weights = loss_weights(timesteps, self.alphas_cumprod, self.prediction, self.settings.weighting)
+        return weights * loss_per_sample(output, wanted)
+
+    def autocast(self) -> Any:
+        """The precision that training computes in."""
+        kind = self.device.type
+        return torch.autocast(kind, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
+
+    def lr(self, step: int, part: str = "copy") -> float:
+        """Of a step: a linear rise from when the part joined, then constant, then a linear fall where asked for."""
+        settings = self.settings
+        peak = settings.unlock_lr if part == "base" else settings.lr
+        rise = (step - self.joined[part] + 1) / max(1, settings.warmup)
+        fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
+        return peak * min(1.0, rise, fall)
+
+    def switch(self, phase: Phase, step: int) -> None:
+        """Go on in another phase: what is trained already keeps its optimiser state, what joins starts afresh."""
+        state = optimizer_state(self.optimizer, self.names)
+        self.phase = phase
+        self._open(step)
+        restore_optimizer(self.optimizer, self.names, state)
+
+    def _open(self, step: int) -> None:
+        """Train what the phase asks for, and nothing else."""
+        self.joined = {part: self.joined.get(part, step) for part in PARTS[self.phase]}
+        self.control.links = self.average.links = "middle" if self.phase == "middle" else "all"
+        self.control.requires_grad_(False)
+        for part in self._parts().values():
+            for parameter in part.values():
+                parameter.requires_grad_(True)
+        self.close()
+        if self.phase != "unlocked":
+            self.undo = lighten_decoder(self.unet, skips=self.phase == "connected")
+        self.model = wrap(self.inner, self.world, self.machine.parallel)
+        parts = self._parts()  # again: sharding puts others in their place
+        self.trained = {name: parameter for part in parts.values() for name, parameter in part.items()}
+        self.names = {parameter: name for name, parameter in self.trained.items()}
+        base = {name: parameter.detach() for name, parameter in parts.get("base", {}).items()}
+        self.original = {name: self.original.get(name, weight.clone()) for name, weight in base.items()}
+        self.averages = self._averaged_weights(base)
+        groups = [{"params": list(part.values()), "part": name, "lr": self.settings.lr} for name, part in parts.items()]
+        self.optimizer = make_optimizer(self.settings.optimizer, groups, weight_decay=self.settings.weight_decay)
+        if not self.sharded:
+            self._collect()
+
+    def close(self) -> None:
+        """Leave the base without what training put into it."""
+        self.undo()
+
+    def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
+        return trained_parts(self.inner, self.phase, unlocks(self.settings))
+
+    def _averaged_weights(self, base: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The averages by the names of what they average; of the control all, also what is not trained yet."""
+        weights = {f"control.{name}": parameter.detach() for name, parameter in self.control.named_parameters()} | base
+        if not self.settings.ema_decay:
+            return weights  # themselves: an average of one takes no memory
+        before = self.averages
+        if not self.sharded:
+            before = {f"control.{name}": parameter for name, parameter in self.average.named_parameters()} | before
+        return {name: before[name] if name in before else weight.clone() for name, weight in weights.items()}
+
+    def _halve(self) -> None:
+        """Go on with half as many pairs per forward pass. Raises: TrainError: one is too many, or others wait."""
+        remedy = "lower data.size_px, or set machine.gradient_checkpointing, train.optimizer 'adamw8bit' or --memory"
+        if self.micro == 1:
+            raise TrainError(f"out of memory with one pair per forward pass; {remedy}")
+        if self.world.size > 1:  # the other processes are in the middle of an exchange with this one
+            least = f"train.batch to {self.micro // 2} and train.accumulate accordingly"
+            raise TrainError(f"process {self.world.rank} ran out of memory; set {least}, and start again: it goes on")
+        before, self.micro = self.micro, self.micro // 2
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.say("memory", f"out of memory with {before} pairs per forward pass: going on with {self.micro}, same step")
+
+    def _find_bad(self, loss: float, norm: float, rows: Rows, losses: Tensor) -> tuple[str, ...]:
+        """The samples behind a loss that is not finite; all of the step where only the gradient is not."""
+        if torch.tensor([loss, norm]).isfinite().all():
+            return ()
+        mine = [id for id, fine in zip(rows.ids, losses.isfinite().tolist(), strict=True) if not fine]
+        found = [id for some in gather(mine, self.world) for id in some]
+        return tuple(found or [id for some in gather(rows.ids, self.world) for id in some])
+
+    @torch.no_grad()
+    def _average(self, step: int) -> None:
+        """Move the averaged weights; while training is young the average is short, or it would remember the start."""
+        weight = 1 - min(self.settings.ema_decay, (step + 1) / (step + 10))
+        if self.settings.ema_decay:
+            for name, trained in self.trained.items():
+                self.averages[name].lerp_(trained.detach(), weight)
+
+    @contextmanager
+    def averaged(self) -> Generator[Control]:
+        """The averaged control as a user would load it, and meanwhile the base as that user has it.
+
+        What an unlocked base has learned is the control's `base_delta`. Where the base is sharded it lies in the base
+        instead: a stock pipeline then draws the same, and nothing has to be put together on one device.
+        """
+        base = {name: parameter for name, parameter in self.trained.items() if name.startswith("base.")}
+        trained = {name: parameter.detach().clone() for name, parameter in base.items()}
+        self._collect()
+        self.average.base_delta = {} if self.sharded else self.base_delta()
+        try:
+            copy_into(base, self.averages if self.sharded else self.original)
+            yield self.average
+        finally:
+            copy_into(base, trained)
+
+    def complete(self, control: Control) -> None:
+        """Make the control that `averaged` gives ready for saving: all ranks must ask."""
+        if self.sharded:
+            control.base_delta = self.base_delta()
+
+    def base_delta(self) -> dict[str, Tensor]:
+        """What the averaged base differs by from the one that training began with; empty while it is locked."""
+        original = {name.removeprefix("base."): full(weight) for name, weight in self.original.items()}
+        return take_delta(original, {name: full(self.averages[f"base.{name}"]) for name in original})
+
+    @torch.no_grad()
+    def _collect(self) -> None:
+        """Let the averaged control hold what is averaged, where it does not anyway."""
+        for name, parameter in self.average.named_parameters():
+            averaged = self.averages[f"control.{name}"]
+            if self.sharded:
+                parameter.copy_(full(averaged))
+            elif averaged.data_ptr() != parameter.data_ptr():
+                parameter.data = averaged
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is large in the state."""
+        averages = {of_average(name): tensor.detach() for name, tensor in self._own_averages().items()}
+        optimizer = optimizer_state(self.optimizer, self.names)
+        return self._weights() | averages | {OPTIMIZER + name: tensor for name, tensor in optimizer.items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Of the control all, of the base what is trained."""
+        control = {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
+        return control | {name: tensor.detach() for name, tensor in self.trained.items() if name.startswith("base.")}
+
+    def _own_averages(self) -> dict[str, Tensor]:
+        """Those that are not the weights themselves."""
+        return self.averages if self.settings.ema_decay else {}
+
+    def facts(self) -> dict[str, Any]:
+        """All that is small in it. Random numbers are keyed by the step, so there are none."""
+        return {
+            "phase": self.phase,
+            "joined": self.joined,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "micro": self.micro,
+            "settings": dataclasses.asdict(self.settings),
+            "cache": self.cache.fingerprint,
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        """Go on from a state. Raises: TrainError: the control was made otherwise."""
+        if shapes(tensors, "control.") != shapes(self.control.state_dict()):
+            raise TrainError(
+                "this run cannot go on: the control was made otherwise, because its base, hint encoder or hint channels"
+                " changed. Undo that, or start a run in another folder"
+            )
+        self.phase, self.joined = facts["phase"], dict(facts["joined"])
+        self._open(max(self.joined.values()))
+        self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
+        self.micro = min(self.micro, facts["micro"])
+        copy_into(self._weights(), tensors)
+        copy_into(self._own_averages(), {name: tensors[of_average(name)] for name in self._own_averages()})
+        optimizer = {name[len(OPTIMIZER) :]: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER)}
+        for name, tensor in optimizer.items():
+            weight = self.trained[name.rpartition(".")[0]]
+            optimizer[name] = spread(tensor, weight) if tensor.shape == weight.shape else tensor
+        restore_optimizer(self.optimizer, self.names, optimizer)
+
+
+def of_average(name: str) -> str:
+    """Under which name the average of a weight is kept."""
+    return (
+        name.replace("control.", "average.", 1)
+        if name.startswith("control.")
+        else "base_average." + name.removeprefix("base.")
+    )
+
+
+def spread(whole: Tensor, like: Tensor) -> Tensor:
+    """Shared out over ranks as the other tensor is, if it is; all ranks must ask."""
+    if isinstance(like, DTensor) and not isinstance(whole, DTensor):
+        return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+    return whole
+
+
+@torch.no_grad()
+def copy_into(targets: Mapping[str, Tensor], sources: Mapping[str, Tensor]) -> None:
+    """Overwrite each target by the source of its name."""
+    for name, tensor in targets.items():
+        tensor.copy_(spread(sources[name], tensor))
+
+
+def shapes(weights: Mapping[str, Tensor], prefix: str = "") -> dict[str, torch.Size]:
+    """By name without the prefix; names without it are left out."""
+    return {name.removeprefix(prefix): tensor.shape for name, tensor in weights.items() if name.startswith(prefix)}

@@ -1,0 +1,105 @@
+"""The quick figure is what `evaluate` would measure, the same every time, and can be ended between denoising steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+
+from bridle.base.load import Base
+from bridle.control.unet import Control
+from bridle.data.annotate.canny import Canny
+from bridle.data.annotate.soft_edge import SoftEdge
+from bridle.errors import DataError
+from bridle.evaluate import HeldOutPair, evaluate
+from bridle.evaluate.evaluate import Annotator
+from bridle.run.controllability import SEED, Controllability
+from bridle.run.evaluating import generator
+from bridle.sample.sampler import reconstruct
+from bridle.sample.settings import SampleSettings
+
+HOW = SampleSettings(steps=7, guidance=2.0, scale=0.5, scheduler="euler")
+STEPS = 2
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return tiny.make_base()
+
+
+@pytest.fixture(scope="module")
+def control(base: Base) -> Control:
+    return tiny.wake(Control.from_base(base.pipeline)).eval()
+
+
+def make_pairs(annotator: Annotator, count: int = 4) -> list[HeldOutPair]:
+    images = [tiny.make_hint(seed) for seed in range(count)]
+    return [
+        HeldOutPair(id=str(seed), image=image, hint=annotator(image), caption=f"pattern {seed}")
+        for seed, image in enumerate(images)
+    ]
+
+
+def make(base: Base, annotator: Annotator, **changes: Any) -> Controllability:
+    return Controllability(base, make_pairs(annotator), annotator, HOW, **({"samples": 3, "steps": STEPS} | changes))
+
+
+@pytest.mark.parametrize("annotator", [Canny(), SoftEdge()], ids=["f1", "ssim"])
+def test_figures_are_those_of_evaluate_on_the_first_pairs_at_full_scale(
+    base: Base, control: Control, annotator: Annotator, tmp_path: Path
+) -> None:
+    row = make(base, annotator)(control).row()
+    how = SampleSettings(steps=STEPS, guidance=HOW.guidance, scheduler="ddim")
+    measured = evaluate(
+        make_pairs(annotator)[:3],
+        annotator,
+        generator(base, control, how, lambda count: None),
+        lambda images: reconstruct(base, images),
+        tmp_path,
+        [SEED],
+    )
+    figures = [getattr(pair.seeds[0].control, row["measure"]) for pair in measured.pairs]
+    without = [getattr(pair.seeds[0].without, row["measure"]) for pair in measured.pairs]
+    gains = np.subtract(figures, without)
+    assert row["measure"] == measured.measure
+    assert row["figures"] == figures
+    assert (row["mean"], row["without"]["mean"]) == pytest.approx((np.mean(figures), np.mean(without)))
+    assert row["gain"] == pytest.approx({"mean": gains.mean(), "error": gains.std(ddof=1) / 3**0.5})
+    assert np.abs(gains).max() > 1e-3  # else the arms are alike for another reason
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+def test_pictures_without_control_are_drawn_once(base: Base, control: Control) -> None:
+    passes: list[int] = []
+    hook = base.unet.register_forward_pre_hook(lambda module, args: passes.append(1))
+    try:
+        measure = make(base, Canny())
+        first = measure(control)
+        assert len(passes) == 2 * STEPS
+        assert measure(control) == first
+        assert len(passes) == 3 * STEPS
+    finally:
+        hook.remove()
+
+
+def test_drawing_ends_between_two_denoising_steps_and_begins_anew_next_time(base: Base, control: Control) -> None:
+    expected, measure, checks = make(base, Canny(), steps=5)(control), make(base, Canny(), steps=5), []
+
+    def stop() -> None:
+        checks.append(1)
+        if len(checks) == 7:  # in the second of the five steps with control
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        measure(control, stop)
+    assert not base.unet._forward_pre_hooks
+    assert measure(control, lambda: None) == expected
+
+
+def test_pairs_that_cannot_be_measured_are_refused_before_anything_is_drawn(base: Base) -> None:
+    with pytest.raises(DataError, match=r"1 held-out pairs to draw; .*probe.samples to 0"):
+        make(base, Canny(), samples=1)
+    with pytest.raises(DataError, match=r"pair 0: hint has 3 channels, but canny makes 1: .*probe.samples to 0"):
+        Controllability(base, make_pairs(Canny()), Canny(channels=1), HOW, samples=2, steps=1)

@@ -1,0 +1,224 @@
+"""The paper's regimes: what is trained when, what a switch keeps, and what a user has in the end."""
+
+import copy
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from bridle.control.attach import attach
+from bridle.control.unet import Control
+from bridle.errors import ConfigError
+from bridle.train import watch
+from bridle.train.log import read_rows
+from bridle.train.regime import Verdict, first_phase, next_switch
+from bridle.train.settings import ProbeSettings, TrainSettings
+from bridle.train.trainer import Trainer
+
+SKIPS = "control.controlnet_down_blocks."
+
+
+def make_trainer(run: Any, **changes: Any) -> Trainer:
+    torch.manual_seed(0)
+    base = tiny.make_base()
+    control = Control.from_base(base.pipeline)
+    return Trainer(control, base.unet, base.schedule, run.cache, TrainSettings(**(run.values | changes)))
+
+
+def steps(trainer: Trainer, first: int, last: int) -> None:
+    from bridle.train.feed import Steps
+
+    rows = Steps(trainer.cache, trainer.settings, len(trainer.alphas_cumprod))
+    for step in range(first, last):
+        trainer.step(step, rows[step])
+
+
+def predict(trainer: Trainer) -> torch.Tensor:
+    with torch.no_grad():
+        prediction: torch.Tensor = trainer.model(*tiny.make_inputs())
+    return prediction
+
+
+def test_the_middle_link_alone_trains_no_other_and_keeps_nothing_for_it(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"), regime="small")
+    steps(trainer, 0, 2)
+    skips = list(trainer.control.controlnet_down_blocks.parameters())
+    assert not any(p.any() or p.requires_grad or p.grad is not None for p in skips)
+    assert trainer.control.controlnet_mid_block.weight.any()
+    assert not any(name.startswith(SKIPS) for name in trainer.trained)
+    residuals = trainer.control(*tiny.make_inputs())
+    assert all(link.numel() == 1 and not link.requires_grad for link in residuals.down)
+
+
+def test_connecting_all_links_changes_no_output_at_that_moment(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"), regime="small")
+    steps(trainer, 0, 3)
+    before = predict(trainer)
+    trainer.switch("connected", 3)
+    assert trainer.control.links == "all"
+    assert torch.equal(predict(trainer), before)
+    steps(trainer, 3, 4)
+    assert all(conv.weight.any() for conv in trainer.control.controlnet_down_blocks)
+
+
+def test_unlocking_changes_no_output_at_that_moment(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"), regime="large")
+    steps(trainer, 0, 2)
+    before = predict(trainer)
+    trainer.switch("unlocked", 2)
+    assert torch.equal(predict(trainer), before)
+
+
+def test_a_switch_keeps_the_optimisers_state_of_what_stays_and_starts_the_rest_afresh(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"), regime="auto", unlock="decoder")
+    steps(trainer, 0, 2)
+    before = {name: tensor.clone() for name, tensor in trainer.tensors().items() if name.startswith("optimizer.")}
+    trainer.switch("connected", 2)
+    after = trainer.tensors()
+    assert before
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert not any(name.startswith(f"optimizer.{SKIPS}") for name in after)
+    steps(trainer, 2, 3)
+    after = trainer.tensors()
+    assert after["optimizer.control.conv_in.weight.step"] == 3
+    assert after[f"optimizer.{SKIPS}0.weight.step"] == 1
+
+
+@pytest.mark.parametrize(("unlock", "part"), [("decoder", 0.5), ("all", 0.9)])
+def test_an_unlocked_base_learns_with_its_own_learning_rate(new_run: Any, unlock: str, part: float) -> None:
+    trainer = make_trainer(new_run("run"), regime="large", unlock=unlock, unlock_lr=1e-4, warmup=0)
+    before = copy.deepcopy(trainer.unet.state_dict())
+    steps(trainer, 0, 1)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.unet.state_dict().items())
+    trainer.switch("unlocked", 1)
+    steps(trainer, 1, 2)
+    moved = {name for name, value in trainer.unet.state_dict().items() if not torch.equal(value, before[name])}
+    assert len(moved) > part * sum(unlock == "all" or n.startswith(("up_blocks", "conv_", "conv_norm")) for n in before)
+    if unlock == "decoder":
+        assert all(name.startswith(("up_blocks.", "conv_norm_out.", "conv_out.")) for name in moved)
+    change = (trainer.unet.conv_out.bias - before["conv_out.bias"]).abs().max()
+    assert 0 < change <= 1.1e-4  # a first step of AdamW is as long as the learning rate
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.01])
+def test_what_is_handed_out_draws_with_the_base_as_it_was_as_training_would(new_run: Any, ema_decay: float) -> None:
+    trainer = make_trainer(new_run("run"), regime="large", unlock_lr=1e-2, ema_decay=ema_decay)
+    original = copy.deepcopy(trainer.unet.state_dict())
+    steps(trainer, 0, 2)
+    trainer.switch("unlocked", 2)
+    steps(trainer, 2, 5)
+    wanted = predict(trainer)
+    trained = copy.deepcopy(trainer.unet.state_dict())
+    with trainer.averaged() as control:
+        assert all(torch.equal(value, original[name]) for name, value in trainer.unet.state_dict().items())
+        base = tiny.make_base()
+        latents, timesteps, text, hint = tiny.make_inputs()
+        with attach(base.pipeline, edge=control) as rig, torch.no_grad():
+            rig["edge"].set(hint=hint)
+            drawn = base.unet(latents, timesteps, text).sample
+        assert torch.allclose(drawn, wanted, atol=1e-5 if ema_decay == 0 else 0.05)
+        assert not torch.allclose(base.unet(latents, timesteps, text).sample, wanted, atol=1e-2)
+    assert all(torch.equal(value, trained[name]) for name, value in trainer.unet.state_dict().items())
+
+
+def test_a_run_goes_through_its_phases_and_says_why(new_run: Any) -> None:
+    run = new_run("run", regime="small", reconnect=2)
+    run.start()
+    events = [row["message"] for row in read_rows(run.folder / "events.jsonl") if row["kind"] == "switch"]
+    assert events == ["step 2: all links connected, because train.reconnect is 2"]
+    assert [row["phase"] for row in read_rows(run.folder / "probes.jsonl")] == ["middle", "middle", *["connected"] * 2]
+    run = new_run("large", regime="large", unlock_after=3)
+    run.start(base=tiny.make_base())
+    assert any("the base is being trained on 5 pairs and will overfit" in said for said in run.said)
+    assert any(name.startswith("base.up_blocks.") for name in run.tensors())
+
+
+def test_without_held_out_pairs_a_regime_that_asks_the_probe_is_refused(new_run: Any, monkeypatch: Any) -> None:
+    run = new_run("run", regime="auto")
+    monkeypatch.setattr(type(run.cache), "held_out_ids", ())
+    with pytest.raises(ConfigError, match="train.regime is 'auto'.*held_out"):
+        run.start()
+    assert new_run("plain").start().finished
+
+
+TABLE = [
+    # settings, phase, step, verdict, what comes
+    ({"regime": "standard"}, "connected", 10**6, {"learned": True, "settled": True}, None),
+    ({"regime": "small", "reconnect": 5}, "middle", 4, {"associated": True}, None),
+    ({"regime": "small", "reconnect": 5}, "middle", 5, {}, "connected"),
+    ({"regime": "small"}, "middle", 49, {}, None),
+    ({"regime": "small"}, "middle", 20, {"associated": True}, "connected"),
+    ({"regime": "small"}, "middle", 50, {}, "connected"),
+    ({"regime": "small"}, "connected", 999, {"learned": True, "settled": True}, None),
+    ({"regime": "large"}, "connected", 49_999, {"learned": True, "settled": True}, None),
+    ({"regime": "large"}, "connected", 50_000, {}, "unlocked"),
+    ({"regime": "large", "unlock_after": "auto"}, "connected", 60_000, {"associated": True}, None),
+    ({"regime": "large", "unlock_after": "auto"}, "connected", 10, {"learned": True}, "unlocked"),
+    ({"regime": "auto"}, "middle", 10, {"associated": True}, "connected"),
+    ({"regime": "auto"}, "connected", 10, {"learned": True, "settled": True}, None),
+    ({"regime": "auto", "unlock": "all"}, "connected", 10, {"learned": True}, None),
+    ({"regime": "auto", "unlock": "all"}, "connected", 10, {"learned": True, "settled": True}, "unlocked"),
+    ({"regime": "auto", "unlock": "all"}, "unlocked", 10, {"learned": True, "settled": True}, None),
+    ({"regime": "standard"}, "middle", 10, {}, "connected"),  # a run that was begun in another regime
+]
+
+
+@pytest.mark.parametrize(("values", "phase", "step", "verdict", "expected"), TABLE)
+def test_when_to_switch(values: Any, phase: Any, step: int, verdict: Any, expected: str | None) -> None:
+    switch = next_switch(TrainSettings(**values), phase, step, Verdict(**verdict))
+    assert (switch and switch.phase) == expected
+    assert switch is None or switch.reason
+
+
+def test_where_each_regime_begins() -> None:
+    begins = {regime: first_phase(TrainSettings(regime=regime)) for regime in ("standard", "small", "large", "auto")}
+    assert begins == {"standard": "connected", "small": "middle", "large": "connected", "auto": "middle"}
+
+
+def row(step: int, advantage: float, error: float = 0.01, learned: bool = False) -> dict[str, Any]:
+    figures = {"mean": advantage, "error": error}
+    return {"step": step, "advantage": figures, "controllability": None, "learned": learned}
+
+
+def test_association_is_two_clear_probes_in_a_row_since_the_switch() -> None:
+    weak, strong = row(1, 0.02), row(2, 0.04)
+    assert not watch.associated([strong])
+    assert not watch.associated([strong, weak])
+    assert watch.associated([weak, strong, strong])
+    seen = watch.Watch([row(1, 0.04), row(2, 0.04)])
+    assert seen.verdict(0).associated
+    assert not seen.verdict(1).associated
+
+
+def test_the_best_control_is_one_that_was_learned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "learned", lambda rows: rows[-1]["advantage"]["mean"] > 0.2)
+    seen = watch.Watch()
+    best = [seen.add(row(step, advantage)).best for step, advantage in enumerate((0.1, 0.25, 0.15, 0.3, 0.3))]
+    assert best == [False, True, False, True, False]
+    assert (seen.best, seen.without_better) == (3, 1)
+    assert watch.Watch([row(0, 0.3)]).without_better == 0
+
+
+def test_learned_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "learned", lambda rows: len(rows) == 2)
+    seen = watch.Watch()
+    said = [seen.add(row(step, 0.31, 0.02)).messages for step in (0, 40, 80)]
+    assert said == [(), (("learned", "control learned at step 40 (advantage 0.31 ± 0.02)"),), ()]
+
+
+def test_probing_changes_no_weight(new_run: Any, whole: Any) -> None:
+    run = new_run("run")
+    run.start(probing=ProbeSettings(every=1, pairs=2))
+    ours, theirs = run.tensors(), whole.tensors()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_average_of_one_takes_no_memory(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"), ema_decay=0.0)
+    steps(trainer, 0, 2)
+    with trainer.averaged() as control:
+        ours, theirs = dict(control.named_parameters()), dict(trainer.control.named_parameters())
+        assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
+        assert not any(parameter.requires_grad for parameter in ours.values())
+    assert not any(name.startswith("average.") for name in trainer.tensors())

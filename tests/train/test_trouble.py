@@ -1,0 +1,115 @@
+"""When things go wrong: what cannot be trained on is skipped and named, memory is made to last, and nothing is lost."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from bridle.errors import TrainError
+from bridle.train.log import read_rows
+from bridle.train.trainer import Trainer
+
+
+def break_at(monkeypatch: pytest.MonkeyPatch, steps: set[int], how: str) -> None:
+    """Make loss or gradient of these steps (counted from 0) infinite."""
+    step, losses, broken = Trainer.step, Trainer.losses, {"now": False}
+
+    def watched(self: Trainer, number: int, *rest: Any) -> Any:
+        broken["now"] = number in steps
+        return step(self, number, *rest)
+
+    def spoilt(self: Trainer, batch: Any, draws: Any) -> torch.Tensor:
+        loss = losses(self, batch, draws)
+        if not broken["now"]:
+            return loss
+        if how == "loss":
+            return loss * torch.tensor([float("nan"), *[1.0] * (len(loss) - 1)])
+        loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    monkeypatch.setattr(Trainer, "losses", spoilt)
+
+
+@pytest.mark.parametrize(("how", "named"), [("loss", 2), ("gradient", 4)])
+def test_a_step_without_a_finite_loss_or_gradient_is_skipped_counted_and_its_samples_are_named(
+    new_run: Any, monkeypatch: pytest.MonkeyPatch, how: str, named: int
+) -> None:
+    break_at(monkeypatch, {2}, how)
+    run = new_run("run")
+    assert run.start().finished
+    assert all(tensor.isfinite().all() for tensor in run.tensors().values())
+    assert [row["skipped"] for row in read_rows(run.folder / "metrics.jsonl")] == [0, 0, 1, 1, 1, 1]
+    events = [row for row in read_rows(run.folder / "events.jsonl") if row["kind"] == "skipped"]
+    assert [event["step"] for event in events] == [3]
+    assert len(events[0]["samples"]) == named
+    assert set(events[0]["samples"]) <= set(run.cache.train_ids)
+
+
+def test_a_skipped_step_leaves_no_trace_in_weights_average_and_optimiser(
+    new_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run("run", steps=3, checkpoint_every=2, keep=5)
+    break_at(monkeypatch, {2}, "loss")
+    run.start()
+    after = run.tensors()
+    monkeypatch.undo()
+    before = new_run("before", steps=2)
+    before.start()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.tensors().items())
+
+
+def test_too_many_in_a_row_end_the_run_and_leave_the_last_checkpoint(
+    new_run: Any, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run("run", skips=2)
+    break_at(monkeypatch, {3, 4}, "loss")
+    with pytest.raises(TrainError, match=r"2 steps in a row up to 5 had no finite .*the last checkpoint is intact"):
+        run.start()
+    assert run.facts()["step"] == 4
+    monkeypatch.undo()
+    other = new_run("other", skips=2)
+    break_at(monkeypatch, {1, 3}, "loss")  # two, but not in a row
+    assert other.start().finished
+
+
+def forget_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Let a forward pass of more pairs than `most` run out of memory. Returns: the sizes that were tried."""
+    losses, tried = Trainer.losses, []
+
+    def limited(self: Trainer, batch: Any, draws: Any) -> torch.Tensor:
+        tried.append(len(batch.mean))
+        if len(batch.mean) > most:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return losses(self, batch, draws)
+
+    monkeypatch.setattr(Trainer, "losses", limited)
+    return tried
+
+
+def test_out_of_memory_halves_the_forward_pass_and_changes_nothing_else(
+    new_run: Any, whole: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = new_run("run", batch=4, accumulate=1)
+    tried = forget_memory(monkeypatch, most=1)
+    assert run.start().finished
+    assert tried[:5] == [4, 2, 1, 1, 1]
+    assert set(tried[3:]) == {1}
+    assert sum("out of memory" in said for said in run.said) == 2  # 4 to 2, 2 to 1; never again
+    ours, theirs = (read_rows(folder / "metrics.jsonl") for folder in (run.folder, whole.folder))
+    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-5)
+
+
+def test_what_memory_allowed_is_remembered(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = new_run("run", batch=4, accumulate=1)
+    tried = forget_memory(monkeypatch, most=2)
+    run.start(stop_at=2)
+    tried.clear()
+    run.start()
+    assert set(tried) == {2}
+
+
+def test_one_pair_that_does_not_fit_is_an_error_with_a_remedy(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_memory(monkeypatch, most=0)
+    with pytest.raises(TrainError, match="out of memory with one pair per forward pass; .*gradient_checkpointing"):
+        new_run("run").start()
