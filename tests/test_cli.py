@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 from bridle import __version__
 from bridle.cli import app, main
 from bridle.errors import BridleError, SampleError
+from bridle.run.start import Result
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 Call = Callable[..., tuple[int, str, str]]
@@ -39,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_verbs_follow_the_data() -> None:
-    assert set(COMMANDS) == {"demo", "train", "sample", "evaluate", "annotate"}
+    assert set(COMMANDS) == {"demo", "train", "plan", "sample", "evaluate", "annotate"}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -150,23 +152,39 @@ def test_what_train_is_told_reaches_training_with_overrides_last(
 ) -> None:
     given: list[Any] = []
 
-    def train_run(settings: Any, out: Path) -> Any:
-        given.extend((settings, out))
-        return SimpleNamespace(outcome=SimpleNamespace(step=7, finished=False))
+    def start(settings: Any, out: Path, **options: Any) -> Result:
+        given.extend((settings, out, options))
+        return replace(RESULT, step=7, finished=False, reason="asked to stop")
 
-    monkeypatch.setattr("bridle.run.train_run", train_run)
+    monkeypatch.setattr("bridle.run.start.start", start)
     (tmp_path / "run.toml").write_text('[data]\nfolder = "elsewhere"\nflip = false\n[train]\nlr = 1e-3\nbatch = 2\n')
     folder = 'my "best" pictures'
-    named = ["--data", folder, "--out", "runs/a", "--set", "train.lr=2e-4"]
+    named = [
+        "--data",
+        folder,
+        "--out",
+        "runs/a",
+        "--set",
+        "train.lr=2e-4",
+        "--memory",
+        "8GB",
+        "--nproc",
+        "2",
+        "--force",
+    ]
     status, out, err = call("train", str(tmp_path / "run.toml"), *named)
-    settings, where = given
+    settings, where, options = given
+    assert options == {"memory": "8GB", "force": True, "nproc": 2, "ray": None, "as_json": False}
     assert (settings.data.folder, settings.data.flip) == (Path(folder), False)
     assert (settings.train.lr, settings.train.batch, where) == (2e-4, 2, Path("runs/a"))
     assert (status, err) == (0, "")
-    assert out == f"Training stopped; the same command goes on at step 7. Control: {Path('runs/a/control')}\n"
+    assert out == (
+        "Training stopped at step 7: asked to stop.\nControl learned at step 2.\n"
+        f"Control: {Path('runs/a/control')}, the best: {Path('runs/a/best')}\nThe same command goes on.\n"
+    )
 
 
-RUN = SimpleNamespace(outcome=SimpleNamespace(step=3, finished=True))
+RESULT = Result(step=3, finished=True, reason="done", verdict="Control learned at step 2.", best=True)
 MEASURED = SimpleNamespace(evaluation=SimpleNamespace(folder=Path("e")), report=Path("e/report.html"))
 DEMO = SimpleNamespace(summary={"f1": 0.5}, sentence="They follow.", report=Path("r"), sheet=Path("s"), colours=None)
 
@@ -190,8 +208,8 @@ def test_each_data_set_has_a_demo_of_its_own(
         (["demo"], {"bridle.demo.demo.run_demo": DEMO}, {"f1": 0.5}),
         (
             ["train", "--data", "d", "--out", "o"],
-            {"bridle.run.train_run": RUN},
-            {"step": 3, "finished": True, "control": str(Path("o/control"))},
+            {"bridle.run.start.start": RESULT},
+            {**asdict(RESULT), "control": str(Path("o/control"))},
         ),
         (
             ["sample", "--prompt", "a cat", "--count", "2"],
