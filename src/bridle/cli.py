@@ -1,6 +1,7 @@
 """The command line. Each verb parses, calls one function, prints one result; heavy imports wait until it is called."""
 
 import json
+import logging
 import os
 import sys
 from dataclasses import asdict
@@ -211,6 +212,7 @@ def main() -> None:
     """Entry point: what the user can put right is one line and exit status 2, without a traceback."""
     # On import transformers asks for torchvision, which is left out on purpose; read once, so it is set before.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells of optional kernels that Bridle does not use
     try:
         app()
     except BridleError as error:
