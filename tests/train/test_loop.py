@@ -12,7 +12,6 @@ from bridle.errors import TrainError
 from bridle.train import loop, watch
 from bridle.train.log import RunLog, read_rows
 from bridle.train.settings import ProbeSettings
-from bridle.train.trainer import Trainer
 
 
 def same(left: Any, right: Any) -> bool:
@@ -221,3 +220,11 @@ def test_a_dropped_prompt_is_the_empty_caption(new_run: Any) -> None:
     run.start(steps=1, prompt_dropout=1.0)
     hook.remove()
     assert all(torch.equal(text, run.cache.empty_text.expand_as(text)) for text in seen)
+
+
+def test_a_checkpoint_of_an_older_version_is_named_not_passed_over(new_run: Any) -> None:
+    run = new_run("run")
+    (run.folder / "checkpoints").mkdir(parents=True)
+    (run.folder / "checkpoints" / "step-00000200.pt").touch()
+    with pytest.raises(TrainError, match=r"step-00000200.pt was written by Bridle 0.1.0: .*--out"):
+        run.start()

@@ -106,3 +106,31 @@ def test_the_peak_stays_when_memory_is_freed_and_leaves_out_the_process_that_sta
     before, after = map(int, child.stdout.split())
     assert before < block.nbytes
     assert after - before == pytest.approx(2**28, rel=0.1)
+
+
+FREE = """
+import re, sys, torch
+from bridle.train.memory import return_freed_memory
+
+def resident_mb():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
+
+if sys.argv[1] == "returned":
+    return_freed_memory()
+torch.ones(2**22)
+before = resident_mb()
+blocks = [(torch.ones(2**20), torch.ones(2**10)) for _ in range(64)]
+small = [little for _, little in blocks]
+del blocks
+print(resident_mb() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the allocator is another")
+def test_freed_tensors_are_given_back_even_between_others_that_stay() -> None:
+    def kept_mb(how: str) -> int:
+        child = subprocess.run([sys.executable, "-c", FREE, how], capture_output=True, text=True, check=True)
+        return int(child.stdout)
+
+    assert kept_mb("returned") < 32
+    assert kept_mb("as ever") > 128  # or there is nothing left to do

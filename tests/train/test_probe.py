@@ -18,6 +18,7 @@ from bridle.data.annotate.canny import Canny
 from bridle.data.settings import DataSettings
 from bridle.data.sources import open_source
 from bridle.errors import TrainError
+from bridle.train.convergence import learned, settled
 from bridle.train.probe import (
     ARMS,
     BANDS,
@@ -27,9 +28,7 @@ from bridle.train.probe import (
     draw_rows,
     interval,
     jackknife,
-    learned,
     mean_of,
-    settled,
     zero_conv_norms,
 )
 from bridle.train.settings import ProbeSettings, TrainSettings

@@ -137,7 +137,7 @@ def test_a_run_goes_through_its_phases_and_says_why(new_run: Any) -> None:
 def test_without_held_out_pairs_a_regime_that_asks_the_probe_is_refused(new_run: Any, monkeypatch: Any) -> None:
     run = new_run("run", regime="auto")
     monkeypatch.setattr(type(run.cache), "held_out_ids", ())
-    with pytest.raises(ConfigError, match="train.regime is 'auto'.*held_out"):
+    with pytest.raises(ConfigError, match=r"train.regime is 'auto'.*held_out"):
         run.start()
     assert new_run("plain").start().finished
 

@@ -1,7 +1,6 @@
 """Whatever a run is stopped in, and whoever goes on with it, it ends at the same weights, bit for bit."""
 
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,7 +42,7 @@ class Stops:
 
 
 @pytest.fixture
-def stops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stops]]:
+def stops(monkeypatch: pytest.MonkeyPatch) -> list[Stops]:
     """What training asks; the last one put in here. The regime's switches come when the test wants them."""
     made = [Stops()]
     monkeypatch.setattr(loop, "StopSignal", lambda: made[-1])
@@ -51,7 +50,7 @@ def stops(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stops]]:
     monkeypatch.setattr(watch, "settled", lambda rows: len(rows) > 1)
     for owner, name, where in ((Trainer, "step", "in a step"), (Probe, "read", "in a probe")):
         monkeypatch.setattr(owner, name, placed(getattr(owner, name), made, where))
-    yield made
+    return made
 
 
 def placed(real: Any, made: list[Stops], where: str) -> Any:

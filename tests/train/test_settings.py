@@ -42,6 +42,7 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], said: str) ->
     [
         (ProbeSettings, {"every": 0}, "probe.every is 0; expected 'auto', or 1 or more"),
         (ProbeSettings, {"pairs": 1}, "probe.pairs is 1; expected 2 or more"),
+        (ProbeSettings, {"samples": 1}, "probe.samples is 1; expected 0, or 2 or more"),
         (ProbeSettings, {"steps": 0}, "probe.steps is 0; expected 1 or more"),
         (MachineSettings, {"workers": -1}, "machine.workers is -1; expected 0 or more"),
         (MachineSettings, {"base_weights": "fp16"}, "machine.base_weights is 'fp16'; expected 'fp32' or 'bf16'"),

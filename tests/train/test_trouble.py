@@ -111,5 +111,5 @@ def test_what_memory_allowed_is_remembered(new_run: Any, monkeypatch: pytest.Mon
 
 def test_one_pair_that_does_not_fit_is_an_error_with_a_remedy(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_memory(monkeypatch, most=0)
-    with pytest.raises(TrainError, match="out of memory with one pair per forward pass; .*gradient_checkpointing"):
+    with pytest.raises(TrainError, match=r"out of memory with one pair per forward pass; .*gradient_checkpointing"):
         new_run("run").start()

@@ -18,9 +18,10 @@ from matplotlib.text import Annotation
 
 from bridle.atomic import write_with
 from bridle.run.panels import BESIDE, CONTROL, DPI, INK, QUIET, TEXT, Panel, Row, choose_panels, style
+from bridle.train.convergence import figures
 from bridle.train.log import EVENTS, METRICS, PROBES, read_rows
 from bridle.train.regime import Phase
-from bridle.train.watch import Watch, figures
+from bridle.train.watch import Watch
 
 PLOT = "progress.png"
 JOINED = {"connected": "all links join", "unlocked": "base unlocked"}

@@ -72,5 +72,7 @@ def read_result(folder: Path) -> Result:
     events = read_rows(folder / EVENTS)
     ended = [event for event in events if event["kind"] == "ended"][-1]
     learned = [event["message"] for event in events if event["kind"] == "learned"]
-    verdict = learned[0][0].upper() + learned[0][1:] if learned else "The probes do not show that the control is learned"
+    verdict = (
+        learned[0][0].upper() + learned[0][1:] if learned else "The probes do not show that the control is learned"
+    )
     return Result(ended["step"], ended["finished"], ended["message"], verdict + ".", (folder / BEST).exists())

@@ -130,7 +130,8 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
     pairs, probing = data.held_out(), settings.probe
     previews = Previews(base, pairs, settings.sample, folder / "previews") if pairs else None
     figures = None
-    if len(pairs) > 1 and probing.samples:
+    # Of hints that came as files nobody knows what made them, and another annotator's maps would mislead.
+    if len(pairs) > 1 and probing.samples and data.cache.annotator != "files":
         annotator = get_annotator(settings.data.annotator)
         figures = Controllability(base, pairs, annotator, settings.sample, samples=probing.samples, steps=probing.steps)
 

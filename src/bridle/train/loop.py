@@ -7,7 +7,7 @@ Nothing here knows pictures: the caller hands in what draws previews, measures a
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -184,16 +184,19 @@ class _Run:
 
     def _train(self, rows: Iterator[Rows], stop: StopSignal) -> str:
         """Until something ends it. Returns: what. Raises: Stopped: in the middle of what can be done again."""
-        # Of several processes none may leave the others waiting: they agree on stopping between two steps.
-        check = stop.check if self.world.size == 1 else lambda: None
+
+        def check() -> None:  # asked by all processes together, so that none leaves the others waiting
+            if any_rank(bool(stop), self.world):
+                raise Stopped
+
         while True:
             self._probe(check)
             self._switch()
             reason = self._reason_to_end(stop)
             if reason or self.step % self.settings.checkpoint_every == 0:
                 self._save()
-            if self.step and (reason or self.step % self.settings.preview_every == 0):
-                self._preview(check)
+            if self.step and reason != STOPPED and (reason or self.step % self.settings.preview_every == 0):
+                self._preview(stop, check)
             if reason:
                 return reason
             self._step(next(rows), check)
@@ -291,16 +294,23 @@ class _Run:
         )
         self.saved = self.step
 
-    def _preview(self, check: Check) -> None:
-        if self.hands.preview is not None:
-            with self.trainer.averaged() as control:
-                if self.world.main or self.trainer.sharded:
-                    self.hands.preview(control, self.step, check)
+    def _preview(self, stop: StopSignal, check: Check) -> None:
+        if self.hands.preview is None:
+            return
+        with self.trainer.averaged() as control:
+            if self.world.size == 1 or self.trainer.sharded:
+                self.hands.preview(control, self.step, check)
+            elif self.world.main:
+                with suppress(Stopped):  # the others do not draw: they hear of it in the next step
+                    self.hands.preview(control, self.step, stop.check)
 
     def _restore(self, force: bool) -> str:
         """Go on from the newest checkpoint. Returns: what has changed since, where that is forced."""
         newest = checkpoint.newest(self.folder / CHECKPOINTS)
         if newest is None:
+            for old in (self.folder / CHECKPOINTS).glob("step-*.pt"):
+                remedy = "this version cannot go on with it; start another run with --out"
+                raise TrainError(f"{old} was written by Bridle 0.1.0: {remedy}")
             return ""
         facts = checkpoint.read_facts(newest)
         changed = list(changes(facts["settings"], asdict(self.settings)))

@@ -1,5 +1,6 @@
 """Memory: saving it by computing activations again, recognising its end, and measuring its peak."""
 
+import ctypes
 import os
 import re
 import sys
@@ -13,6 +14,8 @@ from torch.utils.checkpoint import checkpoint
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 AVAILABLE = re.compile(r"MemAvailable:\s+(\d+) kB")
 MEMORY, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
+LARGE_BYTES = 2**20
 # PyTorch's allocator for the CPU raises a plain RuntimeError; these are its words on Linux and macOS, and on Windows.
 OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)")
 
@@ -32,6 +35,18 @@ def set_gradient_checkpointing(control: nn.Module, unet: nn.Module) -> None:
 def recompute(module: nn.Module, *inputs: Any) -> Any:
     """Call a block so that the backward pass computes its activations again."""
     return checkpoint(module, *inputs, use_reentrant=False)
+
+
+def return_freed_memory() -> None:
+    """Have this process give large tensors' memory back as soon as they are freed, where the C library is GNU's.
+
+    It raises the size from which it does so to that of whatever was freed, up to 32 MiB, and keeps the rest for later:
+    about half a GiB when a control of Stable Diffusion 1.5 is trained. Giving it back costs page faults, 1 to 2 tenths
+    of the time of a step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

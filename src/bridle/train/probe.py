@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -29,12 +28,6 @@ BANDS = 4
 ARMS = ("true", "shuffled", "empty")
 SHARE = 0.04  # of training's forward passes that probing may add: what is drawn is decoded and annotated on top
 PASSES = 3  # of base and control that one pair of an optimiser step costs: forward once, backward about twice
-SURE = 5  # standard errors: no luck goes so far, and probes share theirs, so a second one would confirm little
-LEAST = 0.02  # of the advantage, twenty times what shuffled training hints ever gave
-VISIBLE = 2  # standard errors of the gain of drawn pictures, which confirm what the advantage says
-SPAN = 3  # probes that are compared with as many before them
-
-Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -265,32 +258,3 @@ def interval(settings: ProbeSettings, train: TrainSettings, guidance: float) -> 
     read = len(ARMS) * BANDS * settings.pairs
     drawn = settings.samples * settings.steps * (2 if guidance > 1 else 1)
     return math.ceil((read + drawn) / (SHARE * PASSES * train.effective_batch))
-
-
-def learned(rows: Sequence[Row]) -> bool:
-    """Whether pictures obey as of the newest row.
-
-    Measured on the embedded base (see `SURE`, `LEAST`): the advantage stays at zero, then rises steeply, and drawn
-    pictures follow within the same 20 steps. Hints shuffled among the training pairs never bring it to 0.001, although
-    pictures alone do look better with such a control than without: it still teaches the base the data set's look.
-    """
-    advantage, drawn = rows[-1]["advantage"], rows[-1]["controllability"]
-    clear = advantage["mean"] >= LEAST and advantage["mean"] > SURE * advantage["error"]
-    return clear and (drawn is None or drawn["gain"]["mean"] > VISIBLE * drawn["gain"]["error"])
-
-
-def settled(rows: Sequence[Row]) -> bool:
-    """Whether the last probes obey no better than those before them, beyond the standard error of the difference."""
-    if len(rows) < 2 * SPAN:
-        return False
-    drawn = [row["controllability"] for row in rows[-2 * SPAN :]]
-    if any(drawn):
-        # Pair by pair, because pairs differ more than probes do.
-        figures = [row["figures"] if row else [] for row in drawn]
-        if len({len(row) for row in figures}) > 1:
-            return False  # `probe.samples` was changed in between
-        rise = mean_of([fmean(pair[SPAN:]) - fmean(pair[:SPAN]) for pair in zip(*figures, strict=True)])
-    else:
-        means = [row["advantage"]["mean"] for row in rows[-2 * SPAN :]]
-        rise = Estimate(fmean(means[SPAN:]) - fmean(means[:SPAN]), rows[-1]["advantage"]["error"])
-    return rise.mean <= rise.error

@@ -124,7 +124,8 @@ class ProbeSettings:
         if self.every != "auto" and not self.every >= 1:
             raise ConfigError(f"setting probe.every is {self.every!r}; expected 'auto', or 1 or more")
         require(self, "probe", 2, "pairs")
-        require(self, "probe", 0, "samples")
+        if self.samples < 0 or self.samples == 1:
+            raise ConfigError(f"setting probe.samples is {self.samples}; expected 0, or 2 or more")
         require(self, "probe", 1, "steps")
 
 

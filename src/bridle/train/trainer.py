@@ -90,13 +90,19 @@ class Trainer:
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, unet)
-        self.micro = min(settings.batch, len(share(range(settings.effective_batch), world)))
+        self.mine = len(share(range(settings.effective_batch), world))
+        self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
         self.skipped = self.skipped_in_a_row = 0
         self.undo: Callable[[], None] = lambda: None
         self.averages: dict[str, Tensor] = {}
         self.original: dict[str, Tensor] = {}  # the base's weights before they were unlocked
         self.phase, self.joined = first_phase(settings), {"copy": 0}
         self._open(0)
+
+    @property
+    def micro(self) -> int:
+        """Pairs per forward pass: what is set, or fewer where this process has fewer or memory holds fewer."""
+        return min(self.settings.batch, self.mine, self.fits or self.mine)
 
     def step(self, step: int, rows: Rows, check: Callable[[], None] = lambda: None) -> StepResult:
         """One optimiser step, or none where loss or gradient are not finite.
@@ -223,7 +229,7 @@ class Trainer:
         if self.world.size > 1:  # the other processes are in the middle of an exchange with this one
             least = f"train.batch to {self.micro // 2} and train.accumulate accordingly"
             raise TrainError(f"process {self.world.rank} ran out of memory; set {least}, and start again: it goes on")
-        before, self.micro = self.micro, self.micro // 2
+        before, self.fits = self.micro, self.micro // 2
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.say("memory", f"out of memory with {before} pairs per forward pass: going on with {self.micro}, same step")
@@ -303,7 +309,7 @@ class Trainer:
             "joined": self.joined,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
-            "micro": self.micro,
+            "fits": self.fits,
             "settings": dataclasses.asdict(self.settings),
             "cache": self.cache.fingerprint,
         }
@@ -318,7 +324,7 @@ class Trainer:
         self.phase, self.joined = facts["phase"], dict(facts["joined"])
         self._open(max(self.joined.values()))
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
-        self.micro = min(self.micro, facts["micro"])
+        self.fits = facts["fits"]
         copy_into(self._weights(), tensors)
         copy_into(self._own_averages(), {name: tensors[of_average(name)] for name in self._own_averages()})
         optimizer = {name[len(OPTIMIZER) :]: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER)}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridle.train.probe import learned, settled
+from bridle.train.convergence import associated, figures, learned, settled
 from bridle.train.regime import Verdict
 
 Row = dict[str, Any]
@@ -68,16 +68,3 @@ class Watch:
 def score(row: Row) -> float:
     """What the best control is chosen by: how well drawn pictures obey, or the hint advantage where none are drawn."""
     return float((row["controllability"] or row["advantage"])["mean"])
-
-
-def associated(rows: Sequence[Row]) -> bool:
-    """Whether results depend on the right hint, however weakly: twice in a row beyond three standard errors."""
-    last = [row["advantage"] for row in rows[-2:]]
-    return len(last) == 2 and all(figure["mean"] > 3 * figure["error"] for figure in last)
-
-
-def figures(row: Row) -> str:
-    """The figures of a row, in words."""
-    said = f"advantage {row['advantage']['mean']:.2f} ± {row['advantage']['error']:.2f}"
-    drawn = row["controllability"]
-    return said + (f", {drawn['measure'].upper()} {drawn['mean']:.2f} ± {drawn['error']:.2f}" if drawn else "")
