@@ -1,14 +1,17 @@
 """`bridle train` in full: choose what fits the memory, then train in one process, in several, or on a Ray cluster."""
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bridle.errors import ConfigError
 from bridle.run.launch import train_on_ray, train_processes
 from bridle.run.plan import fit
 from bridle.run.settings import RunSettings, check_run
 from bridle.run.training import BEST, train_run
 from bridle.train.log import EVENTS, read_rows
+from bridle.train.parallel import World, share
 
 
 @dataclass(frozen=True)
@@ -46,25 +49,38 @@ def start(
         memory: what may be used, such as "8GB": the fastest plan that fits is measured and taken.
         force: go on although settings or data are not what the run began with.
         nproc: processes.
-        ray: address of the Ray cluster that they run on.
+        ray: the Ray cluster that they run on, see `train_on_ray`.
+        as_json: how the process that says the result is to say it.
 
     Returns: how it ended; None where another process says so.
-    Raises: BridleError: anything the user can put right.
+    Raises: BridleError: anything the user can put right. SystemExit: one of several processes has said what went wrong.
     """
-    if "RANK" in os.environ:  # one of several already
+    if "RANK" in os.environ:
+        check_alone(memory, nproc, ray)
         train_run(settings, folder, force=force)
         return read_result(folder) if os.environ["RANK"] == "0" else None
     check_run(folder, settings, force)
+    share(range(settings.train.effective_batch), World(size=nproc))  # before anything takes time
     if memory is not None:
         settings = fit(settings, memory)
     if ray is not None:
         train_on_ray(settings, folder, ray, nproc, force)
     elif nproc > 1:
-        train_processes(settings, folder, nproc, [*(["--force"] if force else []), *(["--json"] if as_json else [])])
+        options = [name for name, wanted in (("--force", force), ("--json", as_json)) if wanted]
+        if status := train_processes(settings, folder, nproc, options):
+            sys.exit(status)
         return None
     else:
         train_run(settings, folder, force=force)
     return read_result(folder)
+
+
+def check_alone(memory: str | None, nproc: int, ray: str | None) -> None:
+    """Raises: ConfigError: one of several processes is asked to start others."""
+    given = {"--memory": memory is not None, "--nproc": nproc > 1, "--ray": ray is not None}
+    for option in (option for option, wanted in given.items() if wanted):
+        remedy = "leave it out, or unset RANK if there are no others"
+        raise ConfigError(f"{option} starts processes, but this is one of several already (RANK is set): {remedy}")
 
 
 def read_result(folder: Path) -> Result:

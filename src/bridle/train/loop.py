@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
+
 from bridle.cache.store import Cache
 from bridle.control.delta import apply_delta
 from bridle.control.unet import Control
@@ -156,6 +158,12 @@ class _Run:
         try:
             self._begin(force)
             reason = self._until_the_end()
+        except (
+            OSError,
+            SafetensorError,
+        ) as error:  # of whatever is written beside checkpoints, which say so themselves
+            why = f"{checkpoint.explain(error)}, and start again: the last checkpoint is intact"
+            raise TrainError(f"training broke off after step {self.step}: {why}") from error
         finally:
             self.trainer.close()
         if self.log:
