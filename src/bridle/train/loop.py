@@ -38,6 +38,7 @@ FREE = {
 
 CHECKPOINTS = "checkpoints"
 STOPPED = "asked to stop"
+UNSAVED = -1
 NAMES: dict[Phase, str] = {
     "middle": "the middle link alone",
     "connected": "all links connected",
@@ -255,6 +256,7 @@ class _Run:
             row = {"step": self.step, "phase": self.trainer.phase, **reading.row()}
             row["controllability"] = drawn.row() if drawn else None
             news = self.watch.add(gather(row, self.world)[0])
+            self.saved = UNSAVED  # a run stopped in this probe has a checkpoint of this step that does not know of it
             if news.best:
                 self.trainer.complete(control)
                 if self.world.main:
