@@ -165,13 +165,21 @@ def connect(ray: Any, address: str) -> None:
     if ray.is_initialized():
         return
     if address == "local":
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # others on the network could run code on it without
+        os.environ.setdefault("RAY_AUTH_MODE", "token")  # without, others on the network could run code on it
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
+        if ":" in address:
+            knock(address)
         ray.init(address=address, logging_level="warning")
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         remedy = 'give --ray the address of a running cluster, or "local" to start one'
         raise TrainError(f"no Ray cluster at {address!r} ({error}); {remedy}") from None
+
+
+def knock(address: str) -> None:
+    """Raises: OSError, ValueError: nobody answers there, or it is no address. Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=GRACE_S).close()
 
 
 def cause(error: Exception) -> str:
