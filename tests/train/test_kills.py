@@ -151,7 +151,7 @@ def full_disk(*_: object) -> None:
 @pytest.mark.parametrize(
     ("owner", "name", "said"),
     [
-        (pieces, "save_file", r"checkpoint of step 4 cannot be written to .*: the disk is full; free some space"),
+        (pieces, "save_file", r"checkpoint of step 2 cannot be written to .*: the disk is full; free some space"),
         (RunLog, "metrics", r"training broke off after step 3: the disk is full; free some space"),
     ],
 )
