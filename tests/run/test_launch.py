@@ -204,7 +204,7 @@ def test_a_run_of_two_processes_is_stopped_goes_on_survives_a_kill_and_is_the_sa
     assert said.startswith(f"Training stopped at step {run.step}: asked to stop.\n")
     assert said.endswith("The same command goes on.\n")
     assert "Traceback" not in log
-    assert log.count("training ") == 1  # one bar
+    assert log.count("\ntraining ") == 1  # one bar
 
     process = run.start()
     run.wait_for(process, run.step + 4)

@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bridle.errors import ConfigError
+from bridle.errors import ConfigError, TrainError
 from bridle.run import RunSettings, start
+from bridle.run.settings import open_run
+from bridle.train.loop import CHECKPOINTS
 
 ENDED = {"step": 7, "kind": "ended", "message": "asked to stop", "finished": False}
 
@@ -67,11 +70,41 @@ def test_of_several_processes_the_main_one_tells_the_result(
 def test_processes_that_cannot_share_a_step_are_refused_before_anything_takes_time(
     calls: list[Any], settings: RunSettings, tmp_path: Path
 ) -> None:
-    for more in ({"memory": "8GB"}, {"ray": "auto"}, {}):
+    for more in ({"ray": "auto"}, {}):
         with pytest.raises(ConfigError, match="4 pairs a step cannot be shared equally by 3 processes: set train"):
             start.start(settings, tmp_path / "run", nproc=3, **more)
     assert not calls
     assert not (tmp_path / "run").exists()
+
+
+def test_what_several_processes_cannot_do_is_refused(calls: list[Any], settings: RunSettings, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--memory measures training in one process, but --nproc is 2: leave one"):
+        start.start(settings, tmp_path, nproc=2, memory="8GB")
+    machine, train = replace(settings.machine, parallel="fsdp"), replace(settings.train, optimizer="adamw8bit")
+    with pytest.raises(ConfigError, match="'fsdp' shares out optimiser state, which 8 bits cannot"):
+        start.start(replace(settings, machine=machine, train=train), tmp_path, nproc=2)
+    assert not calls
+
+
+def test_memory_is_measured_for_a_new_run_and_kept_to_by_its_continuation(
+    calls: list[Any], settings: RunSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another plan may ask another optimiser, with which the run could not go on."""
+    fitted = replace(settings, train=replace(settings.train, batch=1, accumulate=4, optimizer="adamw8bit"))
+    monkeypatch.setattr(start, "fit", lambda *_: fitted)
+    given = []
+    monkeypatch.setattr(
+        start, "train_run", lambda settings, folder, **_: given.append(settings) or write(folder, [ENDED])
+    )
+    start.start(settings, tmp_path, memory="8GB")
+    open_run(tmp_path, fitted)
+    (tmp_path / CHECKPOINTS / "step-00000001").mkdir(parents=True)
+    (tmp_path / CHECKPOINTS / "step-00000001" / "facts.json").write_text("{}")
+    monkeypatch.setattr(start, "fit", lambda *_: pytest.fail("measured anew"))
+    start.start(settings, tmp_path, memory="8GB")
+    assert given == [fitted, fitted]
+    with pytest.raises(TrainError, match=r"train\.lr was"):
+        start.start(replace(settings, train=replace(settings.train, lr=0.5)), tmp_path, memory="8GB")
 
 
 @pytest.mark.parametrize(("option", "value"), [("memory", "8GB"), ("nproc", 2), ("ray", "auto")])

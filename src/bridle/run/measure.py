@@ -17,7 +17,7 @@ from bridle import config
 from bridle.errors import TrainError
 from bridle.run.settings import RunSettings
 from bridle.train.memory import peak_resident_bytes
-from bridle.train.regime import Phase
+from bridle.train.regime import Phase, unlocks
 
 LOOK_S = 0.02  # between looks at the memory of the other process; it may take more than its limit for so long
 
@@ -71,6 +71,21 @@ class Measured:
 
 
 Measure = Callable[[Plan, int], Measured]  # what may be taken, in bytes
+
+
+def plan_of(settings: RunSettings) -> Plan:
+    """The way in which a run with these settings trains."""
+    train, machine = settings.train, settings.machine
+    return Plan(
+        batch=train.batch,
+        accumulate=train.accumulate,
+        optimizer=train.optimizer,
+        gradient_checkpointing=machine.gradient_checkpointing,
+        base_weights=machine.base_weights,
+        offload=machine.offload,
+        drawn=settings.sample.batch,
+        phase="unlocked" if unlocks(train) else "connected",
+    )
 
 
 def apply_plan(settings: RunSettings, plan: Plan) -> RunSettings:

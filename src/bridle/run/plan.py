@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridle.errors import ConfigError, TrainError
-from bridle.run.measure import Measure, Measured, Plan, apply_plan, measure_plan, on_cpu
+from bridle.run.measure import Measure, Measured, Plan, apply_plan, measure_plan, on_cpu, plan_of
 from bridle.run.settings import RunSettings, flatten
 from bridle.train.memory import free_memory_bytes
 from bridle.train.regime import Phase, unlocks
@@ -158,16 +158,7 @@ def with_batch(plan: Plan, batch: int) -> Plan:
 def ladder(settings: RunSettings) -> list[Plan]:
     """Ways to save, what costs little first; what the settings save already stays saved."""
     train, machine = settings.train, settings.machine
-    as_set = Plan(
-        batch=train.effective_batch,
-        accumulate=1,
-        optimizer=train.optimizer,
-        gradient_checkpointing=machine.gradient_checkpointing,
-        base_weights=machine.base_weights,
-        offload=machine.offload,
-        drawn=settings.sample.batch,
-        phase="unlocked" if unlocks(train) else "connected",
-    )
+    as_set = with_batch(plan_of(settings), train.effective_batch)
     # What is trained keeps float32: in bfloat16 most updates would be rounded away.
     locked = train.precision == "bf16" and not unlocks(train)
     cheap = replace(as_set, offload=True, drawn=1, base_weights="bf16" if locked else machine.base_weights)

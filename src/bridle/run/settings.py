@@ -60,13 +60,18 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
 
     Raises: TrainError: they differ in more than what is free.
     """
-    if force or not (folder / FILE).exists() or not list_checkpoints(folder / CHECKPOINTS):
+    if force or not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
     fixed = [key for key in now if key not in FREE and not key.startswith(FREE_TABLES)]
     changed = [f"{key} was {before[key]}, is {now[key]}" for key in fixed if before[key] != now[key]]
     if changed:
         raise TrainError(cannot_go_on(changed))
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a folder holds a run that can go on."""
+    return (folder / FILE).exists() and bool(list_checkpoints(folder / CHECKPOINTS))
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,13 +2,14 @@
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bridle.errors import ConfigError
 from bridle.run.launch import train_on_ray, train_processes
+from bridle.run.measure import apply_plan, plan_of
 from bridle.run.plan import fit
-from bridle.run.settings import RunSettings, check_run
+from bridle.run.settings import RunSettings, check_run, has_begun, read_run
 from bridle.run.training import BEST, train_run
 from bridle.train.log import EVENTS, read_rows
 from bridle.train.parallel import World, share
@@ -46,7 +47,8 @@ def start(
     """Train, or go on with the run in `folder`.
 
     Args:
-        memory: what may be used, such as "8GB": the fastest plan that fits is measured and taken.
+        memory: what may be used, such as "8GB": the fastest plan that fits is measured and taken, or, where the run
+            goes on, that which it began with.
         force: go on although settings or data are not what the run began with.
         nproc: processes.
         ray: the Ray cluster that they run on, see `train_on_ray`.
@@ -59,9 +61,12 @@ def start(
         check_alone(memory, nproc, ray)
         train_run(settings, folder, force=force)
         return read_result(folder) if os.environ["RANK"] == "0" else None
+    goes_on = has_begun(folder)
+    if memory is not None and goes_on:
+        settings = keep_plan(settings, read_run(folder))
     check_run(folder, settings, force)
-    share(range(settings.train.effective_batch), World(size=nproc))  # before anything takes time
-    if memory is not None:
+    check_processes(settings, nproc, memory)
+    if memory is not None and not goes_on:
         settings = fit(settings, memory)
     if ray is not None:
         train_on_ray(settings, folder, ray, nproc, force)
@@ -73,6 +78,28 @@ def start(
     else:
         train_run(settings, folder, force=force)
     return read_result(folder)
+
+
+def check_processes(settings: RunSettings, nproc: int, memory: str | None) -> None:
+    """What several processes cannot do. Raises: ConfigError: they are asked to."""
+    share(range(settings.train.effective_batch), World(size=nproc))
+    if nproc > 1 and memory is not None:
+        remedy = "leave one of them out, or run `bridle plan` first and give its settings"
+        raise ConfigError(f"--memory measures training in one process, but --nproc is {nproc}: {remedy}")
+    if nproc > 1 and settings.machine.parallel == "fsdp" and settings.train.optimizer == "adamw8bit":
+        remedy = "set train.optimizer to 'adamw', or machine.parallel to 'ddp'"
+        raise ConfigError(f"setting machine.parallel 'fsdp' shares out optimiser state, which 8 bits cannot: {remedy}")
+
+
+def keep_plan(settings: RunSettings, before: RunSettings) -> RunSettings:
+    """The settings with the plan of the run that they continue: by another it might be another run.
+
+    Where the pairs per step differ, theirs stay, so that the difference is told.
+    """
+    plan = plan_of(before)
+    if settings.train.effective_batch != before.train.effective_batch:
+        plan = replace(plan, batch=settings.train.batch, accumulate=settings.train.accumulate)
+    return apply_plan(settings, plan)
 
 
 def check_alone(memory: str | None, nproc: int, ray: str | None) -> None:

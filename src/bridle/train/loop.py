@@ -202,7 +202,7 @@ class _Run:
             self._probe(check)
             self._switch()
             reason = self._reason_to_end(stop)
-            if reason or self.step % self.settings.checkpoint_every == 0:
+            if reason or (self.step and self.step % self.settings.checkpoint_every == 0):
                 self._save()
             if self.step and reason != STOPPED and (reason or self.step % self.settings.preview_every == 0):
                 self._preview(stop, check)

@@ -27,7 +27,7 @@ from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attent
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
 from bridle.train.lighten import lighten_decoder
-from bridle.train.memory import is_out_of_memory, set_gradient_checkpointing
+from bridle.train.memory import is_out_of_memory, return_freed_memory, set_gradient_checkpointing
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.optim import make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
@@ -90,6 +90,7 @@ class Trainer:
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, unet)
+            return_freed_memory()
         self.mine = len(share(range(settings.effective_batch), world))
         self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
         self.skipped = self.skipped_in_a_row = 0
@@ -163,8 +164,10 @@ class Trainer:
 
     def autocast(self) -> Any:
         """The precision that training computes in."""
-        kind = self.device.type
-        return torch.autocast(kind, torch.bfloat16) if self.settings.precision == "bf16" else nullcontext()
+        if self.settings.precision != "bf16":
+            return nullcontext()
+        # Its cache would hold a second copy of all trained weights through the step: they are cast where they are used.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
 
     def lr(self, step: int, part: str = "copy") -> float:
         """Of a step: a linear rise from when the part joined, then constant, then a linear fall where asked for."""
