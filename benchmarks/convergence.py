@@ -21,7 +21,7 @@ from rich.console import Console
 
 from bridle.base.load import load_base
 from bridle.cache.store import Cache, CachedBatch
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.data.settings import DataSettings
 from bridle.demo.demo import PAIRS
@@ -55,7 +55,7 @@ def run(kind: str, out: Path) -> None:
     cache = data.cache if kind == "true" else ShuffledHints.open(data.cache.folder)
     folder, console = out / kind, Console()
     torch.manual_seed(0)
-    control = Control.from_base(base.unet)
+    control = Control.from_base(base.denoiser)
     annotator = get_annotator("canny")
     hands = Hands(
         save=lambda control, step: save_control(control, folder / "control", {"steps": step}),
@@ -67,7 +67,7 @@ def run(kind: str, out: Path) -> None:
         steps=STEPS, batch=24, lr=1e-3, warmup=30, ema_decay=0.98, weighting="balanced", checkpoint_every=80
     )
     probing = ProbeSettings(every=EVERY, samples=DRAWN)
-    train(control, base.unet, base.schedule, cache, settings, folder, hands, probing=probing)
+    train(control, base.denoiser, base.schedule, cache, settings, folder, hands, probing=probing)
 
 
 def plot(out: Path, path: Path) -> None:

@@ -25,7 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bridle.atomic import write_text
 from bridle.base.load import load_base
-from bridle.control.unet import Control, Links
+from bridle.control.control import Control, Links
 from bridle.train.denoiser import set_plain_attention
 from bridle.train.lighten import lighten_decoder
 
@@ -154,7 +154,7 @@ def make_bench(size: str) -> Bench:
     """
     torch.manual_seed(0)
     if size == "embedded":
-        return Bench(load_base().unet, batch=24, width=16, tokens=32, plain_attention=True)
+        return Bench(load_base().denoiser, batch=24, width=16, tokens=32, plain_attention=True)
     unet: Any = UNet2DConditionModel(sample_size=32, cross_attention_dim=768)
     return Bench(unet.to(torch.bfloat16), batch=1, width=32, tokens=77, plain_attention=False)
 

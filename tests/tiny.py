@@ -7,8 +7,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from bridle.base.load import Base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.control.control import Control
 
 SIZE_PX = 64
 TOKENS = 16

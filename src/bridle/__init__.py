@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from bridle.base.load import Base, load_base
+    from bridle.base.base import Base
+    from bridle.base.load import load_base
     from bridle.control.attach import Rig, attach
     from bridle.control.block import ControlledBlock, zero_conv, zero_linear
+    from bridle.control.control import Control
     from bridle.control.residuals import Residuals
-    from bridle.control.unet import Control
     from bridle.errors import BridleError
     from bridle.files.weights import load_control, save_control
     from bridle.run import RunSettings, evaluate_run, train_run
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 # Where each public name lives; it is imported when it is first asked for, so that `import bridle` costs nothing.
 _HOMES = {
-    "Base": "bridle.base.load",
+    "Base": "bridle.base.base",
     "BridleError": "bridle.errors",
-    "Control": "bridle.control.unet",
+    "Control": "bridle.control.control",
     "ControlledBlock": "bridle.control.block",
     "Residuals": "bridle.control.residuals",
     "Rig": "bridle.control.attach",

@@ -7,7 +7,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 
 from bridle.base.load import embedded_folder, load_base
 from bridle.control.attach import attach
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.files.weights import save_control
 
 LIMIT_MB, FILE_LIMIT_MB = 64, 15
@@ -23,7 +23,7 @@ def base():
 def control(base):
     """A control that does something: its zero convolutions are drawn at random."""
     torch.manual_seed(0)
-    control = Control.from_base(base.unet)
+    control = Control.from_base(base.denoiser)
     for conv in [*control.controlnet_down_blocks, control.controlnet_mid_block]:
         torch.nn.init.normal_(conv.weight, std=0.1)
     torch.nn.init.normal_(control.controlnet_cond_embedding.conv_out.weight, std=0.1)

@@ -8,7 +8,8 @@ import tiny
 import torch
 from diffusers import StableDiffusionPipeline
 
-from bridle.base.load import Base, load_base
+from bridle.base.base import Base
+from bridle.base.load import load_base
 from bridle.errors import BaseError
 
 
@@ -52,17 +53,18 @@ def test_captions_are_encoded_as_the_pipeline_encodes_its_prompts(base: Base) ->
     captions = ["", "a red apple", "a very long caption that is cut because no more tokens fit"]
     with torch.no_grad():
         expected, _ = base.pipeline.encode_prompt(captions, "cpu", 1, False)
-    states = base.encode_captions(captions)
+    states = base.encode_captions(captions).states
     assert torch.equal(states, expected)
     assert not torch.equal(states[0], states[1])
     assert states.shape == (3, tiny.TOKENS, tiny.WIDTH)
 
 
 def test_captions_are_encoded_in_any_number(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bridle.base.load.CAPTIONS_AT_ONCE", 2)
+    monkeypatch.setattr("bridle.base.base.CAPTIONS_AT_ONCE", 2)
     captions = ["red", "green", "blue", "red", ""]
-    states = base.encode_captions(captions)
-    assert torch.allclose(states, torch.cat([base.encode_captions([caption]) for caption in captions]), atol=1e-5)
+    states = base.encode_captions(captions).states
+    alone = [base.encode_captions([caption]).states for caption in captions]
+    assert torch.allclose(states, torch.cat(alone), atol=1e-5)
 
 
 @pytest.mark.parametrize("part", ["vae", "text_encoder"])
@@ -86,8 +88,8 @@ def test_the_schedule_is_that_of_training_whatever_the_sampler(base: Base) -> No
 
     other = tiny.make_base()
     other.pipeline.scheduler = EulerDiscreteScheduler.from_config(other.pipeline.scheduler.config)
-    assert torch.equal(other.schedule.alphas_cumprod, base.schedule.alphas_cumprod)
-    assert torch.equal(base.schedule.alphas_cumprod, base.pipeline.scheduler.alphas_cumprod)
+    assert torch.equal(other.schedule.signal, base.schedule.signal)
+    assert torch.equal(base.schedule.signal, base.pipeline.scheduler.alphas_cumprod.sqrt())
 
 
 @pytest.mark.parametrize("where", ["no-such/model", "no-such-model", "no/such/folder", "./nothing here"])
@@ -114,12 +116,10 @@ def test_a_damaged_base_is_named(tmp_path: Path) -> None:
 
 def test_a_base_that_asks_for_conditions_of_other_families_is_refused(tmp_path: Path) -> None:
     changes: dict[str, Any] = {
-        "addition_embed_type": "text_time",
-        "addition_time_embed_dim": 8,
-        "projection_class_embeddings_input_dim": 80,
+        "class_embed_type": "timestep",
     }
     tiny.make_pipeline(tiny.make_unet(**changes)).save_pretrained(tmp_path)
-    with pytest.raises(BaseError, match=r"needs addition_embed_type, .*Stable Diffusion 1 or 2"):
+    with pytest.raises(BaseError, match=r"needs class_embed_type, .*Stable Diffusion 1, 2 or XL"):
         load_base(tmp_path)
 
 

@@ -18,6 +18,7 @@ from bridle.cache import shards
 from bridle.cache.build import build_cache
 from bridle.cache.encode import to_pixels
 from bridle.cache.store import Cache
+from bridle.control.text import Text
 from bridle.data.annotate.canny import Canny
 from bridle.data.load import load_example
 from bridle.data.settings import DataSettings
@@ -36,6 +37,8 @@ class FakeEncoders:
     size_factor: int = 8
     images: int = 0
     captions: list[str] = field(default_factory=list)
+    hint_scale: float | None = None  # where hints go through an encoder as well
+    pooled: bool = False
     stop_after: int | None = None  # pictures, after which the machine is switched off
 
     def encode_images(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -45,9 +48,13 @@ class FakeEncoders:
         mean = torch.nn.functional.avg_pool2d(pixels, 8)
         return mean, torch.full_like(mean, 1e-7)
 
-    def encode_captions(self, captions: list[str]) -> Tensor:
+    def encode_hints(self, hints: Tensor) -> Tensor:
+        return hints if self.hint_scale is None else hints.float() * self.hint_scale
+
+    def encode_captions(self, captions: list[str]) -> Text:
         self.captions += captions
-        return torch.tensor([len(caption) for caption in captions])[:, None, None].expand(-1, 2, 5).float()
+        lengths = torch.tensor([len(caption) for caption in captions]).float()
+        return Text(lengths[:, None, None].expand(-1, 2, 5), lengths[:, None] if self.pooled else None)
 
 
 @dataclass
@@ -109,10 +116,10 @@ def test_a_batch_gives_back_what_went_in(house: House, rows_per_shard: int, monk
         assert torch.equal(batch.std[row], std[0])
         assert torch.equal(batch.hint[row], torch.from_numpy(example.hint).permute(2, 0, 1) / 255)
         assert batch.captions[row] == example.caption
-        assert batch.text[row].unique().tolist() == [len(example.caption)]
+        assert batch.text.states[row].unique().tolist() == [len(example.caption)]
     assert batch.hint.shape == (len(ids), 3, 16, 16)
     assert batch.hint.max() == 1
-    assert cache.empty_text.tolist() == torch.zeros(1, 2, 5).tolist()
+    assert cache.empty_text.states.tolist() == torch.zeros(1, 2, 5).tolist()
 
 
 def test_pixels_reach_the_encoder_in_minus_one_to_one() -> None:
@@ -280,3 +287,13 @@ def test_a_cache_travels_to_another_machine(house: House, tmp_path: Path) -> Non
     moved = Cache.open(tmp_path / "elsewhere")
     assert torch.equal(moved.batch(moved.train_ids).mean, cache.batch(cache.train_ids).mean)
     assert moved.summary().startswith("12 training and 2 held-out samples at 16 px, hints: canny, 3 captions")
+
+
+def test_a_base_may_have_more_to_say_of_captions_and_see_hints_before_the_control_does(house: House) -> None:
+    house.encoders = FakeEncoders(pooled=True, hint_scale=-2.0)
+    plain, batch = house.build(), house.build().batch(house.build().train_ids[:3])
+    assert batch.text.pooled is not None
+    assert batch.text.pooled.tolist() == [[len(caption)] for caption in batch.captions]
+    assert plain.empty_text.tensors.keys() == {"states", "pooled"}
+    house.encoders, house.cache = FakeEncoders(), house.cache.with_name("other")
+    assert torch.equal(batch.hint, house.build().batch(plain.train_ids[:3]).hint * 255 * -2)

@@ -12,9 +12,9 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline, Stable
 from torch import Tensor
 
 from bridle.control.attach import attach
+from bridle.control.control import Control
 from bridle.control.hint import to_hint
 from bridle.control.residuals import Residuals
-from bridle.control.unet import Control
 from bridle.errors import ConfigError, HintError
 
 HINT = tiny.make_hint()
@@ -198,7 +198,7 @@ def test_scales_act_link_by_link(stock: StableDiffusionPipeline, control: Contro
     scales = tuple(0.825 ** (12 - index) for index in range(13))
     with torch.no_grad():
         links = control(latents, timesteps, text, to_hint(HINT, 3)).links
-    by_hand = Residuals.from_links([link * scale for link, scale in zip(links, scales, strict=True)])
+    by_hand = Residuals(tuple(link * scale for link, scale in zip(links, scales, strict=True)))
     given = {"down_block_additional_residuals": by_hand.down, "mid_block_additional_residual": by_hand.mid}
     expected = predict(stock.unet, **given)
     with attach(stock, edge=control) as rig:

@@ -10,8 +10,8 @@ import tiny
 import torch
 from torch import Tensor
 
+from bridle.control.control import Control
 from bridle.control.delta import apply_delta, take_delta
-from bridle.control.unet import Control
 from bridle.errors import ConfigError
 
 CHANGED = ("conv_in.weight", "mid_block.resnets.0.conv1.bias", "up_blocks.1.resnets.0.conv1.weight", "conv_out.bias")

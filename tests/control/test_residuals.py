@@ -12,7 +12,7 @@ SIZES = (8, 8, 8, 4, 4, 4, 2, 2, 2, 1, 1, 1)
 def make(seed: int) -> Residuals:
     generator = torch.Generator().manual_seed(seed)
     down = tuple(torch.randn(2, 4, size, size, generator=generator) for size in SIZES)
-    return Residuals(down, torch.randn(2, 4, 1, 1, generator=generator))
+    return Residuals((*down, torch.randn(2, 4, 1, 1, generator=generator)))
 
 
 def equal(left: Residuals, right: list[torch.Tensor]) -> bool:
@@ -58,7 +58,7 @@ def test_each_picture_has_a_mask_of_its_own() -> None:
 
 def test_a_link_that_is_not_connected_stays_zero_whatever_is_done_to_it() -> None:
     whole = make(0)
-    middle = Residuals(tuple(torch.zeros(1, 1, 1, 1) for _ in SIZES), whole.mid)
+    middle = Residuals((*(torch.zeros(1, 1, 1, 1) for _ in SIZES), whole.mid))
     changed = middle.scaled(2.0).masked(torch.ones(1, 1, 64, 64))
     assert not any(link.any() for link in changed.down)
     assert equal(whole + middle, [*whole.down, whole.mid + whole.mid])

@@ -11,7 +11,7 @@ from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from PIL import Image
 
 from bridle.control.attach import attach
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.files.weights import load_control, save_control
 
 # Bridle encodes a hint once, diffusers once per row and step: convolutions round a batch of two otherwise than one.

@@ -17,8 +17,8 @@ from diffusers import ControlNetModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from bridle.base.load import Base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.control.control import Control
 from bridle.errors import FileError
 from bridle.files.weights import CONFIG, WEIGHTS, load_control, read_metadata, save_control
 from bridle.sample.sampler import generate
@@ -165,7 +165,7 @@ def deltas(folder: Path) -> list[Path]:
 
 def test_what_changed_in_the_base_comes_back_and_draws_as_the_trained_base_did(tmp_path: Path) -> None:
     control, base, trained = unlocked(), tiny.make_base(), tiny.make_unet()
-    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    before = {name: value.clone() for name, value in base.denoiser.state_dict().items()}
     for name, change in control.base_delta.items():
         trained.get_parameter(name).data += change
     given = [tiny.make_hint()], ["a red apple"], [7], SampleSettings(steps=2)
@@ -175,7 +175,7 @@ def test_what_changed_in_the_base_comes_back_and_draws_as_the_trained_base_did(t
     assert equal(back, control)
     assert np.array_equal(generate(base, back, *given), expected)
     assert not np.array_equal(generate(base, make(), *given), expected)
-    assert all(torch.equal(value, before[name]) for name, value in base.unet.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in base.denoiser.state_dict().items())
     [path] = deltas(tmp_path)
     with safe_open(path, framework="pt") as file:
         assert json.loads(file.metadata()["bridle"]) == {"base": "embedded", "unlock": "decoder"}

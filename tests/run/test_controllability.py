@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny
 
-from bridle.base.load import Base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.control.control import Control
 from bridle.data.annotate.canny import Canny
 from bridle.data.annotate.soft_edge import SoftEdge
 from bridle.errors import DataError
@@ -73,7 +73,7 @@ def test_figures_are_those_of_evaluate_on_the_first_pairs_at_full_scale(
 
 def test_pictures_without_control_are_drawn_once(base: Base, control: Control) -> None:
     passes: list[int] = []
-    hook = base.unet.register_forward_pre_hook(lambda module, args: passes.append(1))
+    hook = base.denoiser.register_forward_pre_hook(lambda module, args: passes.append(1))
     try:
         measure = make(base, Canny())
         first = measure(control)
@@ -94,7 +94,7 @@ def test_drawing_ends_between_two_denoising_steps_and_begins_anew_next_time(base
 
     with pytest.raises(InterruptedError):
         measure(control, stop)
-    assert not base.unet._forward_pre_hooks
+    assert not base.denoiser._forward_pre_hooks
     assert measure(control, lambda: None) == expected
 
 

@@ -290,6 +290,7 @@ CLUSTER = {  # loopback only, and nobody without the token
 
 
 def start_cluster(settings: Path, folder: Path) -> None:
+    import ray
     from ray.cluster_utils import Cluster
 
     node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "node_ip_address": "127.0.0.1"}
@@ -300,6 +301,7 @@ def start_cluster(settings: Path, folder: Path) -> None:
         launch.train_on_ray(config.read(RunSettings, settings), folder, cluster.address, 2)
         print("done")
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 

@@ -13,10 +13,10 @@ import tiny
 import torch
 from PIL import Image
 
-from bridle.base.load import Base
+from bridle.base.base import Base
 from bridle.cache.build import build_cache
 from bridle.cache.store import Cache
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.data.annotate.canny import Canny
 from bridle.data.settings import DataSettings
 from bridle.data.sources import open_source
@@ -107,7 +107,7 @@ class Run:
         settings = TrainSettings(**(self.values | changes))
         return train(
             self.control,
-            base.unet,
+            base.denoiser,
             base.schedule,
             self.cache,
             settings,

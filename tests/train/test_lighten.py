@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from bridle.control.unet import Control, Links
+from bridle.control.control import Control, Links
 from bridle.train.lighten import channels_from_below, lighten_decoder
 from bridle.train.memory import set_gradient_checkpointing
 

@@ -27,12 +27,12 @@ def same(left: Any, right: Any) -> bool:
 
 def test_the_loss_falls_on_what_it_overfits_and_the_base_never_moves(new_run: Any) -> None:
     run = new_run("run", steps=40, batch=4, accumulate=1, lr=3e-3, checkpoint_every=40)
-    before = copy.deepcopy(run.base.unet.state_dict())
+    before = copy.deepcopy(run.base.denoiser.state_dict())
     outcome = run.start()
     losses = [row["loss"] for row in read_rows(run.folder / "metrics.jsonl")]
     assert outcome.finished
     assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
-    assert same(dict(run.base.unet.state_dict()), dict(before))
+    assert same(dict(run.base.denoiser.state_dict()), dict(before))
 
 
 @pytest.mark.parametrize(
@@ -214,12 +214,13 @@ def test_the_learning_rate_falls_over_the_last_steps_where_asked(new_run: Any) -
 def test_a_dropped_prompt_is_the_empty_caption(new_run: Any) -> None:
     run = new_run("run")
     seen: list[torch.Tensor] = []
-    hook = run.base.unet.register_forward_pre_hook(
-        lambda module, args: seen.append(args[2]) if torch.is_grad_enabled() else None
+    hook = run.base.denoiser.register_forward_pre_hook(
+        lambda module, args, named: seen.append(named["encoder_hidden_states"]) if torch.is_grad_enabled() else None,
+        with_kwargs=True,
     )
     run.start(steps=1, prompt_dropout=1.0)
     hook.remove()
-    assert all(torch.equal(text, run.cache.empty_text.expand_as(text)) for text in seen)
+    assert all(torch.equal(text, run.cache.empty_text.states.expand_as(text)) for text in seen)
 
 
 def test_a_checkpoint_of_an_older_version_is_named_not_passed_over(new_run: Any) -> None:

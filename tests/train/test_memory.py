@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from bridle.control.unet import Control
+from bridle.control.control import Control
+from bridle.control.text import Text
 from bridle.train.memory import is_out_of_memory, set_gradient_checkpointing
 
 
@@ -42,7 +43,7 @@ def learn(checkpointing: bool, autocast: bool) -> tuple[Tensor, dict[str, Tensor
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         features = control.encode(hint)
         with of_control.hooks:
-            residuals = control.residuals(latents, timesteps, text, features)
+            residuals = control.residuals(control.call(latents, timesteps, Text(text)), features)
         inputs = {"down_block_additional_residuals": residuals.down, "mid_block_additional_residual": residuals.mid}
         with of_base.hooks:
             loss = unet(latents, timesteps, text, **inputs).sample.float().square().mean()

@@ -20,7 +20,8 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from bridle.control.unet import Control
+from bridle.control.control import Control
+from bridle.control.text import Text
 from bridle.errors import ConfigError, TrainError
 from bridle.train import pieces
 from bridle.train.checkpoint import load, save
@@ -70,7 +71,7 @@ class Pair(nn.Module):
         return (self.steer(latents, timesteps, text, self.control.encode(hint)) - wanted).square().mean()
 
     def steer(self, latents: Tensor, timesteps: Tensor, text: Tensor, features: Tensor) -> Tensor:
-        residuals = self.control.residuals(latents, timesteps, text, features)
+        residuals = self.control.residuals(self.control.call(latents, timesteps, Text(text)), features)
         down, mid = residuals.down, residuals.mid
         return self.unet(latents, timesteps, text, None, None, None, None, None, down, mid).sample
 

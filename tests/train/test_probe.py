@@ -10,10 +10,10 @@ import tiny
 import torch
 from PIL import Image
 
-from bridle.base.load import Base
+from bridle.base.base import Base
 from bridle.cache.build import build_cache
 from bridle.cache.store import Cache
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.data.annotate.canny import Canny
 from bridle.data.settings import DataSettings
 from bridle.data.sources import open_source
@@ -88,29 +88,32 @@ def make_probe(base: Base, cache: Cache, train: TrainSettings = TRAIN, pairs: in
 @torch.no_grad()
 def errors_one_by_one(base: Base, cache: Cache, control: Control) -> dict[str, torch.Tensor]:
     """What a probe measures, told plainly: every row alone, hints encoded anew, noise added by diffusers."""
-    ids, schedule = cache.held_out_ids, base.schedule
+    ids = cache.held_out_ids
     shape = cache.batch(ids[:1]).mean.shape[1:]
-    posterior, noise, timesteps = draw_rows(ids, TRAIN.seed, shape, len(schedule.alphas_cumprod))
+    posterior, noise, timesteps = draw_rows(ids, TRAIN.seed, shape, len(base.schedule))
     other = derange(len(ids), TRAIN.seed).tolist()
     found: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for row in range(BANDS * len(ids)):
         one = slice(row, row + 1)
         pair = cache.batch([ids[row % len(ids)]])
         hints = {"true": pair.hint, "shuffled": cache.batch([ids[other[row % len(ids)]]]).hint}
-        noisy = schedule.add_noise(pair.mean + pair.std * posterior[one], noise[one], timesteps[one])
+        noisy = base.pipeline.scheduler.add_noise(pair.mean + pair.std * posterior[one], noise[one], timesteps[one])
         for arm in ARMS:
             residuals = control(noisy, timesteps[one], pair.text, hints.get(arm, torch.zeros_like(pair.hint)))
             steered = {
                 "down_block_additional_residuals": residuals.down,
                 "mid_block_additional_residual": residuals.mid,
             }
-            output = base.unet(noisy, timesteps[one], pair.text, **steered).sample
+            output = base.denoiser(noisy, timesteps[one], pair.text.states, **steered).sample
             found[arm].append(torch.nn.functional.mse_loss(output, noise[one]).item())
     return {arm: torch.tensor(errors).view(BANDS, len(ids)).double() for arm, errors in found.items()}
 
 
 def test_a_reading_is_what_going_through_every_row_alone_gives(base: Base, held_out: Cache, control: Control) -> None:
-    reading, errors = make_probe(base, held_out).read(control, base.unet), errors_one_by_one(base, held_out, control)
+    reading, errors = (
+        make_probe(base, held_out).read(control, base.denoiser),
+        errors_one_by_one(base, held_out, control),
+    )
     assert reading.losses == pytest.approx({arm: error.mean().item() for arm, error in errors.items()}, rel=1e-5)
     expected = 1 - errors["true"].sum(1) / errors["shuffled"].sum(1)
     assert [band.advantage.mean for band in reading.bands] == pytest.approx(expected.tolist(), abs=1e-5)
@@ -123,7 +126,7 @@ def test_a_reading_is_what_going_through_every_row_alone_gives(base: Base, held_
 
 
 def test_before_the_first_step_hints_make_no_difference_at_all(base: Base, held_out: Cache) -> None:
-    reading = make_probe(base, held_out).read(Control.from_base(base.pipeline), base.unet)
+    reading = make_probe(base, held_out).read(Control.from_base(base.pipeline), base.denoiser)
     assert reading.advantage == Estimate(0.0, 0.0)
     assert all(band.advantage == Estimate(0.0, 0.0) for band in reading.bands)
     assert len(set(reading.losses.values())) == 1
@@ -136,7 +139,7 @@ def test_a_probe_moves_no_weight_no_mode_and_no_random_number_and_says_the_same_
     control.train()
     before = {name: tensor.clone() for name, tensor in control.state_dict().items()}
     state = torch.get_rng_state()
-    readings = [make_probe(base, held_out).read(control, base.unet) for _ in range(2)]
+    readings = [make_probe(base, held_out).read(control, base.denoiser) for _ in range(2)]
     assert readings[0] == readings[1]
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(tensor, before[name]) for name, tensor in control.state_dict().items())
@@ -153,13 +156,15 @@ def test_no_forward_pass_is_larger_than_a_training_batch_and_each_can_be_the_las
         if len(sizes) == 4:
             raise InterruptedError
 
-    hook = base.unet.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    hook = base.denoiser.register_forward_pre_hook(
+        lambda module, args, named: sizes.append(len(named["sample"])), with_kwargs=True
+    )
     try:
         with pytest.raises(InterruptedError):
-            make_probe(base, held_out).read(control, base.unet, stop)
+            make_probe(base, held_out).read(control, base.denoiser, stop)
         assert sizes == [5, 5, 2, 5]
         sizes[:] = []
-        make_probe(base, held_out).read(control, base.unet)
+        make_probe(base, held_out).read(control, base.denoiser)
         assert sum(sizes) == len(ARMS) * BANDS * PAIRS
         assert max(sizes) == 5
     finally:
@@ -171,16 +176,16 @@ def test_a_probe_computes_as_training_does(
     base: Base, held_out: Cache, control: Control, precision: Any, dtype: torch.dtype
 ) -> None:
     seen: set[torch.dtype] = set()
-    hook = base.unet.register_forward_hook(lambda module, args, output: seen.add(output.sample.dtype))
+    hook = base.denoiser.register_forward_hook(lambda module, args, output: seen.add(output.sample.dtype))
     try:
-        make_probe(base, held_out, TrainSettings(batch=5, precision=precision)).read(control, base.unet)
+        make_probe(base, held_out, TrainSettings(batch=5, precision=precision)).read(control, base.denoiser)
     finally:
         hook.remove()
     assert seen == {dtype}
 
 
 def test_a_row_is_json_with_the_parts_that_the_log_promises(base: Base, held_out: Cache, control: Control) -> None:
-    row = json.loads(json.dumps(make_probe(base, held_out).read(control, base.unet).row(), allow_nan=False))
+    row = json.loads(json.dumps(make_probe(base, held_out).read(control, base.denoiser).row(), allow_nan=False))
     assert row.keys() == {"advantage", "bands", "loss", "norms"}
     assert row["advantage"].keys() == {"mean", "error"}
     assert [band.keys() for band in row["bands"]] == [{"from", "to", "mean", "error"}] * BANDS

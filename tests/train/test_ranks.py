@@ -12,7 +12,7 @@ import torch
 from test_parallel import run_ranks
 
 from bridle.cache.store import Cache
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.train import checkpoint, watch
 from bridle.train.draws import ids_of_step
 from bridle.train.log import read_rows
@@ -69,7 +69,7 @@ def go(
     with pytest.MonkeyPatch.context() as patch:
         switch_when_told(patch)
         patch.setattr(Trainer, "step", noting(Trainer.step, seen["ids"]))
-        models = control, base.unet, base.schedule
+        models = control, base.denoiser, base.schedule
         outcome = train(*models, cache, settings, folder, hands, probing=probing, machine=machine, world=world)
     return seen | {"step": outcome.step, "finished": outcome.finished}
 

@@ -8,7 +8,8 @@ import tiny
 import torch
 
 from bridle.control.attach import attach
-from bridle.control.unet import Control
+from bridle.control.control import Control
+from bridle.control.text import Text
 from bridle.errors import ConfigError
 from bridle.train import watch
 from bridle.train.log import read_rows
@@ -23,20 +24,21 @@ def make_trainer(run: Any, **changes: Any) -> Trainer:
     torch.manual_seed(0)
     base = tiny.make_base()
     control = Control.from_base(base.pipeline)
-    return Trainer(control, base.unet, base.schedule, run.cache, TrainSettings(**(run.values | changes)))
+    return Trainer(control, base.denoiser, base.schedule, run.cache, TrainSettings(**(run.values | changes)))
 
 
 def steps(trainer: Trainer, first: int, last: int) -> None:
     from bridle.train.feed import Steps
 
-    rows = Steps(trainer.cache, trainer.settings, len(trainer.alphas_cumprod))
+    rows = Steps(trainer.cache, trainer.settings, len(trainer.schedule))
     for step in range(first, last):
         trainer.step(step, rows[step])
 
 
 def predict(trainer: Trainer) -> torch.Tensor:
     with torch.no_grad():
-        prediction: torch.Tensor = trainer.model(*tiny.make_inputs())
+        latents, timesteps, text, hint = tiny.make_inputs()
+        prediction: torch.Tensor = trainer.model(latents, timesteps, Text(text), hint)
     return prediction
 
 
@@ -88,38 +90,38 @@ def test_a_switch_keeps_the_optimisers_state_of_what_stays_and_starts_the_rest_a
 @pytest.mark.parametrize(("unlock", "part"), [("decoder", 0.5), ("all", 0.9)])
 def test_an_unlocked_base_learns_with_its_own_learning_rate(new_run: Any, unlock: str, part: float) -> None:
     trainer = make_trainer(new_run("run"), regime="large", unlock=unlock, unlock_lr=1e-4, warmup=0)
-    before = copy.deepcopy(trainer.unet.state_dict())
+    before = copy.deepcopy(trainer.denoiser.state_dict())
     steps(trainer, 0, 1)
-    assert all(torch.equal(value, before[name]) for name, value in trainer.unet.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in trainer.denoiser.state_dict().items())
     trainer.switch("unlocked", 1)
     steps(trainer, 1, 2)
-    moved = {name for name, value in trainer.unet.state_dict().items() if not torch.equal(value, before[name])}
+    moved = {name for name, value in trainer.denoiser.state_dict().items() if not torch.equal(value, before[name])}
     assert len(moved) > part * sum(unlock == "all" or n.startswith(("up_blocks", "conv_", "conv_norm")) for n in before)
     if unlock == "decoder":
         assert all(name.startswith(("up_blocks.", "conv_norm_out.", "conv_out.")) for name in moved)
-    change = (trainer.unet.conv_out.bias - before["conv_out.bias"]).abs().max()
+    change = (trainer.denoiser.conv_out.bias - before["conv_out.bias"]).abs().max()
     assert 0 < change <= 1.1e-4  # a first step of AdamW is as long as the learning rate
 
 
 @pytest.mark.parametrize("ema_decay", [0.0, 0.01])
 def test_what_is_handed_out_draws_with_the_base_as_it_was_as_training_would(new_run: Any, ema_decay: float) -> None:
     trainer = make_trainer(new_run("run"), regime="large", unlock_lr=1e-2, ema_decay=ema_decay)
-    original = copy.deepcopy(trainer.unet.state_dict())
+    original = copy.deepcopy(trainer.denoiser.state_dict())
     steps(trainer, 0, 2)
     trainer.switch("unlocked", 2)
     steps(trainer, 2, 5)
     wanted = predict(trainer)
-    trained = copy.deepcopy(trainer.unet.state_dict())
+    trained = copy.deepcopy(trainer.denoiser.state_dict())
     with trainer.averaged() as control:
-        assert all(torch.equal(value, original[name]) for name, value in trainer.unet.state_dict().items())
+        assert all(torch.equal(value, original[name]) for name, value in trainer.denoiser.state_dict().items())
         base = tiny.make_base()
         latents, timesteps, text, hint = tiny.make_inputs()
         with attach(base.pipeline, edge=control) as rig, torch.no_grad():
             rig["edge"].set(hint=hint)
-            drawn = base.unet(latents, timesteps, text).sample
+            drawn = base.denoiser(latents, timesteps, text).sample
         assert torch.allclose(drawn, wanted, atol=1e-5 if ema_decay == 0 else 0.05)
-        assert not torch.allclose(base.unet(latents, timesteps, text).sample, wanted, atol=1e-2)
-    assert all(torch.equal(value, trained[name]) for name, value in trainer.unet.state_dict().items())
+        assert not torch.allclose(base.denoiser(latents, timesteps, text).sample, wanted, atol=1e-2)
+    assert all(torch.equal(value, trained[name]) for name, value in trainer.denoiser.state_dict().items())
 
 
 def test_a_run_goes_through_its_phases_and_says_why(new_run: Any) -> None:

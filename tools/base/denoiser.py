@@ -25,6 +25,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from bridle.base.schedule import read_schedule
 from bridle.train.objective import loss_weights
 
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
@@ -167,6 +168,7 @@ def train(args: argparse.Namespace) -> None:
     views = Views(args.out / "frozen", concepts)
     tokenizer = learn_words(views, args.out / "tokenizer")
     scheduler = build_scheduler()
+    schedule = read_schedule(scheduler)
 
     torch.manual_seed(0)
     model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).to(device)
@@ -192,7 +194,7 @@ def train(args: argparse.Namespace) -> None:
             text = model["text_encoder"](ids)[0]
             output = model["unet"](noisy, timesteps.to(device), text).sample
         error = (output.float() - noise.to(device)).square().mean((1, 2, 3))
-        loss = (loss_weights(timesteps, scheduler.alphas_cumprod, "epsilon", "balanced").to(device) * error).mean()
+        loss = (loss_weights(timesteps, schedule, "balanced").to(device) * error).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(args.lr * state.warmup_cosine(step, total=args.steps, warmup=300))

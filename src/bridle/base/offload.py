@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from bridle.base.load import Base
+from bridle.base.base import Base
 
 
 class Drawing(Protocol):
@@ -33,10 +33,7 @@ def offloaded(base: Base, wanted: bool = True) -> Generator[Drawing]:
         yield nullcontext
         return
     with tempfile.TemporaryDirectory() as folder:
-        parts = [
-            Part(part, Path(folder) / f"{at}.safetensors")
-            for at, part in enumerate((base.pipeline.vae, base.pipeline.text_encoder))
-        ]
+        parts = [Part(part, Path(folder) / f"{at}.safetensors") for at, part in enumerate(base.encoders)]
 
         @contextmanager
         def drawing() -> Generator[None]:

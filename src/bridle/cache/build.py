@@ -155,7 +155,7 @@ def _encode(
     loaded: Sequence[tuple[_Sample, Example]], encoders: Encoders, writer: PairWriter, rows: dict[str, int]
 ) -> None:
     mean, std = encoders.encode_images(to_pixels([example.image for _, example in loaded]))
-    hint = to_channels_first([example.hint for _, example in loaded])
+    hint = encoders.encode_hints(to_channels_first([example.hint for _, example in loaded]))
     entries = [
         Row(id=sample.id, caption=rows.setdefault(example.caption, len(rows)), split=sample.split)
         for sample, example in loaded

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bridle.control.text import Text
 from bridle.data.example import Pixels
 
 
@@ -28,8 +29,11 @@ class Encoders(Protocol):
         Returns: mean and standard deviation, each [B, C, h, w], already times the base's scaling factor.
         """
 
-    def encode_captions(self, captions: list[str]) -> Tensor:
-        """Encode captions to states of one length. Returns: [N, L, D]."""
+    def encode_hints(self, hints: Tensor) -> Tensor:
+        """Prepare hints [B, K, H, W] uint8 for the control. Returns: the same, or floats [B, ...] of any shape."""
+
+    def encode_captions(self, captions: list[str]) -> Text:
+        """Encode N captions to one length."""
 
 
 def to_pixels(images: Sequence[Pixels]) -> Tensor:

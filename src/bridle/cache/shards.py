@@ -14,6 +14,7 @@ from torch import Tensor
 from bridle.atomic import write_with
 from bridle.cache.encode import Encoders
 from bridle.cache.index import Row, Shard, TextShard
+from bridle.control.text import join_texts
 
 PAIRS_PER_SHARD = 256  # at 512 px about 200 MB, of which most is the hint
 CAPTIONS_PER_SHARD = 1024  # 77 states of 768: about 240 MB
@@ -33,7 +34,7 @@ class PairWriter:
         self._parts: list[Mapping[str, Tensor]] = []
 
     def add(self, rows: list[Row], mean: Tensor, std: Tensor, hint: Tensor) -> None:
-        """Add B pairs: `mean`, `std` [B, C, h, w]; `hint` [B, K, H, W] uint8."""
+        """Add B pairs: `mean`, `std` [B, C, h, w]; `hint` [B, K, H, W] uint8, or prepared floats [B, ...]."""
         self._rows += rows
         self._parts.append({"mean": mean.cpu().float(), "std": std.cpu().float(), "hint": hint})
         if len(self._rows) >= PAIRS_PER_SHARD:
@@ -51,14 +52,14 @@ class PairWriter:
 
 
 def write_captions(folder: Path, captions: list[str], encoders: Encoders, batch: int) -> list[TextShard]:
-    """Encode captions and write `text-00000.safetensors`, ...: `states` [n, L, D] float32."""
+    """Encode captions and write `text-00000.safetensors`, ...: the tensors of `Text`, float32."""
     shards: list[TextShard] = []
     for start in range(0, len(captions), CAPTIONS_PER_SHARD):
         part = captions[start : start + CAPTIONS_PER_SHARD]
         encoded = [encoders.encode_captions(part[row : row + batch]) for row in range(0, len(part), batch)]
-        states = torch.cat([states.cpu().float() for states in encoded])
+        text = join_texts([text.to("cpu", torch.float32) for text in encoded])
         name = f"text-{len(shards):05}.safetensors"
-        size_bytes = _write(folder / name, {"states": states})
+        size_bytes = _write(folder / name, text.tensors)
         shards.append(TextShard(name=name, size_bytes=size_bytes, length=len(part)))
     return shards
 

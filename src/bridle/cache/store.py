@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bridle.cache.fingerprint import hash_fingerprint
 from bridle.cache.index import HELD_OUT, TRAIN, Index, Row, damaged, read_index
+from bridle.control.text import Text, join_texts
 from bridle.data.example import Quarantined
 from bridle.errors import CacheError
 
@@ -26,16 +27,16 @@ class CachedBatch:
 
     Args:
         mean, std: [B, C, h, w] float32, the posterior of the latents, times the base's scaling factor.
-        hint: [B, K, H, W] float32 in [0, 1].
+        hint: [B, K, H, W] float32 in [0, 1], or as the base's kind of control prepares it.
         captions: B texts.
-        text: [B, L, D] float32, the captions' states.
+        text: of the captions, float32.
     """
 
     mean: Tensor
     std: Tensor
     hint: Tensor
     captions: tuple[str, ...]
-    text: Tensor
+    text: Text
 
     def __getitem__(self, rows: slice) -> "CachedBatch":
         return CachedBatch(
@@ -97,8 +98,8 @@ class Cache:
         return self._index.undecodable
 
     @property
-    def empty_text(self) -> Tensor:
-        """[1, L, D] float32: the states of the empty caption."""
+    def empty_text(self) -> Text:
+        """Of the empty caption, float32: one row."""
         return self._read_text([0])
 
     def batch(self, ids: Sequence[str]) -> CachedBatch:
@@ -107,11 +108,11 @@ class Cache:
         Raises: CacheError: an id is unknown, or a shard is damaged.
         """
         places = [self._find(id) for id in ids]
-        rows = [row for _, _, row in places]
+        rows, hint = [row for _, _, row in places], self._read_pairs("hint", places)
         return CachedBatch(
             mean=self._read_pairs("mean", places),
             std=self._read_pairs("std", places),
-            hint=self._read_pairs("hint", places).float() / 255,
+            hint=hint.float() / 255 if hint.dtype == torch.uint8 else hint,
             captions=tuple(self._index.captions[row.caption] for row in rows),
             text=self._read_text([row.caption for row in rows]),
         )
@@ -139,13 +140,20 @@ class Cache:
     def _read_pairs(self, key: str, places: Sequence[tuple[str, int, Row]]) -> Tensor:
         return torch.cat([self._read(name, key, at) for name, at, _ in places])
 
-    def _read_text(self, captions: Sequence[int]) -> Tensor:
+    def _read_text(self, captions: Sequence[int]) -> Text:
         parts = []
         for row in captions:
             shard = bisect_right(self._text_ends, row)
             start = self._text_ends[shard - 1] if shard else 0
-            parts.append(self._read(self._index.text[shard].name, "states", row - start))
-        return torch.cat(parts)
+            name, at = self._index.text[shard].name, row - start
+            parts.append(Text(**{key: self._read(name, key, at) for key in self._keys(name)}))
+        return join_texts(parts)
+
+    def _keys(self, name: str) -> list[str]:
+        try:
+            return list(self._map(name).keys())
+        except (SafetensorError, OSError) as error:
+            raise damaged(self.folder, f"{name}: {error}") from None
 
     def _read(self, name: str, key: str, at: int) -> Tensor:
         """One row, [1, ...]."""

@@ -1,4 +1,4 @@
-"""Steer a stock diffusers pipeline: one reversible hook on its U-Net that sums all controls.
+"""Steer a stock diffusers pipeline: one reversible hook on its denoiser that sums all controls.
 
     with attach(pipeline, edge=control) as rig:
         rig["edge"].set(hint=edges, scale=0.8)
@@ -17,10 +17,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from bridle.control.delta import apply_delta, check_delta
-from bridle.control.hint import check_hint, to_hint
+from bridle.control.control import Call, Control, control_class, denoiser_of
+from bridle.control.delta import apply_delta
+from bridle.control.hint import to_hint
 from bridle.control.residuals import Residuals
-from bridle.control.unet import Control, check_base
 from bridle.errors import ConfigError, HintError
 
 
@@ -33,6 +33,7 @@ class Rein:
         self.start, self.end = 0.0, 1.0
         self.mask: Tensor | None = None
         self._hint: Tensor | None = None
+        self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
         self._features: Tensor | None = None
 
     def set(
@@ -55,7 +56,7 @@ class Rein:
         Raises: HintError, ConfigError.
         """
         if hint is not None:
-            self._hint, self._features = to_hint(hint, self.control.hint_channels), None
+            self._hint, self._prepared, self._features = to_hint(hint, self.control.hint_channels), None, None
         if mask is not None:
             self.mask = to_hint(mask, 1)
         if scale is not None:
@@ -66,20 +67,19 @@ class Rein:
         self.start, self.end = start, end
         return self
 
-    def features(self, latents: Tensor) -> Tensor:
+    def features(self, call: Call, pipeline: Any) -> Tensor:
         """The encoded hint, computed once for all steps. Raises: HintError: no hint was set, or its size is wrong."""
         if self._hint is None:
             raise HintError(
                 f'control "{self.name}" has no hint; call rig["{self.name}"].set(hint=...) before the pipeline'
             )
-        factor = self.control.size_factor
-        size_px = (latents.shape[-2] * factor, latents.shape[-1] * factor)
-        check_hint(self._hint, self.control.hint_channels, size_px)
-        if self._features is None or torch.is_grad_enabled():
-            hint = self._hint.to(latents.device)
-            if torch.is_grad_enabled():
-                return self.control.encode(hint)
-            self._features = self.control.encode(hint)
+        if self._prepared is None:
+            self._prepared = self.control.prepare(self._hint.to(self.control.device), pipeline)
+        self.control.check_hint(self._prepared, call)
+        if torch.is_grad_enabled():
+            return self.control.encode(self._prepared)
+        if self._features is None:
+            self._features = self.control.encode(self._prepared)
         return self._features
 
 
@@ -87,17 +87,18 @@ class Rig:
     """All controls on one pipeline. `rig["name"]` is one of them; `detach` restores the pipeline exactly."""
 
     def __init__(self, pipeline: Any, controls: dict[str, Control]) -> None:
-        check_base(pipeline.unet)
         if not controls:
             raise ConfigError("attach was given no control; name at least one: attach(pipeline, edge=control)")
+        self.pipeline, self.denoiser = pipeline, denoiser_of(pipeline)
+        control_class(type(self.denoiser).__name__).check_base(self.denoiser)
         for name, control in controls.items():
-            check_fit(name, control, pipeline.unet)
-        self.pipeline = pipeline
+            control.check_fit(self.denoiser, f'control "{name}"')
         self.reins = {name: Rein(name, control) for name, control in controls.items()}
+        self.first = next(iter(controls.values()))  # any of them: all are of one family
         with ExitStack() as undo:  # should one fail, what came before it is undone
             for control in controls.values():
-                undo.callback(apply_delta(pipeline.unet, control.base_delta))
-            undo.callback(pipeline.unet.register_forward_pre_hook(self._steer, with_kwargs=True).remove)
+                undo.callback(apply_delta(self.denoiser, control.base_delta))
+            undo.callback(self.first.steer(self.denoiser, self._pull_all))
             self._undo = undo.pop_all()
 
     def __getitem__(self, name: str) -> Rein:
@@ -117,27 +118,19 @@ class Rig:
     ) -> None:
         self.detach()
 
-    def _steer(
-        self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before the U-Net runs: put the summed residuals among its arguments, on top of any that are there."""
-        values = dict(zip(("sample", "timestep", "encoder_hidden_states"), args, strict=False)) | kwargs
-        latents, timestep, text = values["sample"], values["timestep"], values["encoder_hidden_states"]
-        timesteps = torch.as_tensor(timestep, device=latents.device)
-        share = self._share(timesteps)
-        pulled = [self._pull(rein, latents, timesteps, text) for rein in self.reins.values() if acts(rein, *share)]
-        if kwargs.get("mid_block_additional_residual") is not None:
-            before = kwargs["down_block_additional_residuals"], kwargs["mid_block_additional_residual"]
-            pulled.insert(0, Residuals(tuple(before[0]), before[1]))
+    def _pull_all(self, call: Call) -> Residuals | None:
+        """What all controls that act in this call add, on top of what it brings along."""
+        latents = call[self.first.INPUT]
+        begin, finish = self._share(call)
+        pulled = [self._pull(rein, call, latents) for rein in self.reins.values() if acts(rein, begin, finish)]
         if not pulled:
-            return args, kwargs
-        total = reduce(add, pulled).to(latents.dtype)
-        given = {"down_block_additional_residuals": total.down, "mid_block_additional_residual": total.mid}
-        return args, kwargs | given
+            return None
+        given = self.first.given(call)
+        return reduce(add, pulled if given is None else [given, *pulled]).to(latents.dtype)
 
-    def _pull(self, rein: Rein, latents: Tensor, timesteps: Tensor, text: Tensor) -> Residuals:
-        features = self._spread(rein.features(latents), len(latents))
-        residuals = rein.control.residuals(latents, timesteps, text, features)
+    def _pull(self, rein: Rein, call: Call, latents: Tensor) -> Residuals:
+        features = self._spread(rein.features(call, self.pipeline), len(latents))
+        residuals = rein.control.residuals(call, features)
         if rein.scale != 1.0:
             residuals = residuals.scaled(rein.scale)
         if rein.mask is not None:
@@ -147,19 +140,20 @@ class Rig:
     def _spread(self, per_prompt: Tensor, batch: int) -> Tensor:
         """One row per hint to one row per latent: pipelines order a batch as guidance half, prompt, picture."""
         if len(per_prompt) == 1:
-            return per_prompt.expand(batch, -1, -1, -1)
+            return per_prompt.expand(batch, *per_prompt.shape[1:])
         halves = 2 if getattr(self.pipeline, "do_classifier_free_guidance", False) else 1
         if batch % (halves * len(per_prompt)):
             raise HintError(f"{len(per_prompt)} hints for {batch // halves} pictures; give one hint, or one per prompt")
         pictures = batch // (halves * len(per_prompt))
-        return per_prompt.repeat_interleave(pictures, 0).repeat(halves, 1, 1, 1)
+        return torch.cat([per_prompt.repeat_interleave(pictures, 0)] * halves)
 
-    def _share(self, timesteps: Tensor) -> tuple[float, float]:
-        """Where in the sampling this step lies: from and to, as shares of all steps; all of it where unknown."""
+    def _share(self, call: Call) -> tuple[float, float]:
+        """Where in the sampling this call lies: from and to, as shares of all steps; all of it where unknown."""
         steps = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
-        if not isinstance(steps, Tensor) or timesteps.ndim:
+        timestep = torch.as_tensor(self.first.timestep(call))
+        if not isinstance(steps, Tensor) or timestep.ndim:
             return 0.0, 1.0
-        found = (steps.to(timesteps) == timesteps).nonzero().flatten().tolist()
+        found = (steps.to(timestep) == timestep).nonzero().flatten().tolist()
         return (found[0] / len(steps), (found[0] + 1) / len(steps)) if found else (0.0, 1.0)
 
 
@@ -167,11 +161,11 @@ def attach(pipeline: Any, **controls: Control) -> Rig:
     """Attach named controls to a pipeline; leave the `with` block, or call `detach`, to restore it exactly.
 
     Args:
-        pipeline: any diffusers pipeline whose `unet` is of the family that the controls were made for.
+        pipeline: any diffusers pipeline whose U-Net or transformer is of the family the controls were made for.
         controls: name=control; their residuals are summed. So are their base deltas, which are in force at once and
             until the end, whatever scale, start and end say.
 
-    Raises: BaseError: the U-Net is not supported. ConfigError: a control, or its base delta, does not fit it.
+    Raises: BaseError: the base is not supported. ConfigError: a control, or its base delta, does not fit it.
     """
     return Rig(pipeline, controls)
 
@@ -179,22 +173,3 @@ def attach(pipeline: Any, **controls: Control) -> Rig:
 def acts(rein: Rein, begin: float, finish: float) -> bool:
     """Whether a control acts in a step that covers [begin, finish] of the sampling; bounds as diffusers counts them."""
     return rein.scale != 0 and begin >= rein.start and finish <= rein.end
-
-
-def check_fit(name: str, control: Control, unet: Any) -> None:
-    """Raises: ConfigError: widths, text width, device or type differ from the base's, or the delta does not fit."""
-    for key in ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim"):
-        ours, theirs = control.config[key], unet.config[key]
-        if tuple_of(ours) != tuple_of(theirs):
-            remedy = "attach it to the base it was trained on, or to one of the same family"
-            raise ConfigError(f'control "{name}" has {key} {ours}, the pipeline {theirs}: {remedy}')
-    if (control.device, control.dtype) != (unet.device, unet.dtype):
-        ours, theirs = f"{control.device} {control.dtype}", f"{unet.device} {unet.dtype}"
-        remedy = "move it with control.to(pipeline.device, pipeline.dtype)"
-        raise ConfigError(f'control "{name}" is on {ours}, the pipeline on {theirs}: {remedy}')
-    check_delta(dict(unet.named_parameters()), control.base_delta, f'control "{name}"')
-
-
-def tuple_of(value: Any) -> Any:
-    """JSON turns tuples into lists; compare them as one."""
-    return tuple(value) if isinstance(value, (list, tuple)) else value

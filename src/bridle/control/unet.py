@@ -1,45 +1,44 @@
 """The control of a U-Net: a trainable copy of its encoder and middle block, and a zero convolution per link.
 
-In: noisy latents, timesteps, text and a hint. Out: `Residuals`. Composed from the base's own modules, never retyped;
-parameter names and configuration are those of diffusers' `ControlNetModel`, so a saved control loads there.
+Stable Diffusion 1 and 2, and SDXL. Composed from the base's own modules, never retyped; parameter names and
+configuration are those of diffusers' `ControlNetModel`, so a saved control loads there.
 """
 
 import copy
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel
+from diffusers import ControlNetModel
 from torch import Tensor, nn
 
 from bridle.control.block import zero_conv
+from bridle.control.control import Call, Control, Links
 from bridle.control.hint import HintEncoder, build_hint_encoder, check_hint, official_channels
 from bridle.control.residuals import Residuals
+from bridle.control.text import Text
 from bridle.errors import BaseError, ConfigError
 
-Links = Literal["all", "middle"]
 COPIED = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
-# Conditions of other families (SDXL and later); a base that asks for one of them is refused, not half-served.
-UNSUPPORTED = ("class_embed_type", "num_class_embeds", "addition_embed_type", "encoder_hid_dim", "encoder_hid_dim_type")
+ADDED = ("add_time_proj", "add_embedding")  # only where the base is told sizes and one vector per caption: SDXL
+# Conditions of bases that no control carries; one that asks for them is refused, not half-served.
+UNSUPPORTED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type")
 
 
-class Control(nn.Module):
-    """The trainable branch. Make one with `Control.from_base`, or load one with `bridle.load_control`.
+class UNetControl(Control):
+    """The trainable copy of a `UNet2DConditionModel`'s encoder.
 
     Args:
-        parts: the five copied modules, under diffusers' names.
+        parts: the copied modules, under diffusers' names.
         config: what diffusers' `ControlNetModel` would be configured with.
-        hint_encoder: "official" (loads elsewhere) or "paper" (Bridle only).
-        links: "all" 13, or "middle": the 12 skip links are neither computed nor trained.
-        size_factor: pixels per latent in each direction.
-
-    Attributes:
-        base_delta: what training changed in the base, see `bridle.control.delta`; empty where the base stayed locked.
-            `attach` applies it. No parameter: it is neither trained nor moved.
     """
 
-    base_delta: dict[str, Tensor]
+    CLASS = "ControlNetModel"
+    SHARED = ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "addition_embed_type")
+    SKIPS = ("controlnet_down_blocks.",)
+    DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")  # what the official code unlocks
+
     conv_in: nn.Conv2d
     down_blocks: nn.ModuleList
 
@@ -51,14 +50,12 @@ class Control(nn.Module):
         links: Links,
         size_factor: int,
     ) -> None:
-        super().__init__()
-        if links not in ("all", "middle"):
-            raise ConfigError(f"links is {links!r}; expected 'all' or 'middle'")
-        self.config, self.hint_encoder, self.links, self.size_factor = config, hint_encoder, links, size_factor
-        self.base_delta = {}
+        super().__init__(config, hint_encoder, links, size_factor)
         self.conv_in = parts["conv_in"]
         self.time_proj = parts["time_proj"]
         self.time_embedding = parts["time_embedding"]
+        self.add_time_proj: Any = parts.get("add_time_proj")
+        self.add_embedding: Any = parts.get("add_embedding")
         self.down_blocks = parts["down_blocks"]
         self.mid_block = parts["mid_block"]
         width = config["block_out_channels"][0]
@@ -68,34 +65,38 @@ class Control(nn.Module):
         self.controlnet_mid_block = zero_conv(widths[-1], widths[-1])
 
     @classmethod
-    def from_base(
+    def check_base(cls, denoiser: Any) -> None:
+        asked = [name for name in UNSUPPORTED if denoiser.config.get(name) is not None]
+        if denoiser.config.get("addition_embed_type") not in (None, "text_time"):
+            asked.append(f"addition_embed_type {denoiser.config.addition_embed_type!r}")
+        if asked:
+            remedy = "use a base of the Stable Diffusion 1, 2 or XL kind"
+            raise BaseError(f"base needs {', '.join(asked)}, which controls do not carry: {remedy}")
+
+    @classmethod
+    def copy_of(
         cls,
-        base: Any,
-        *,
-        hint_channels: int = 3,
-        hint_encoder: HintEncoder = "official",
-        links: Links = "all",
-        size_factor: int = 8,
+        denoiser: Any,
+        hint_channels: int,
+        hint_encoder: HintEncoder,
+        links: Links,
+        size_factor: int,
+        layers: int | None,
     ) -> Self:
-        """Copy the encoder and the middle block of a base.
+        """Copy the encoder and the middle block."""
+        if layers is not None:
+            raise ConfigError(f"layers is {layers}, but of a U-Net the whole encoder is copied; leave it out")
+        parts = {name: copy.deepcopy(part).requires_grad_(True) for name, part in parts_of(denoiser).items()}
+        config = control_config(denoiser, hint_channels, size_factor)
+        return cls(parts, config, hint_encoder, links, size_factor).to(denoiser.device, denoiser.dtype)
 
-        Args:
-            base: a `UNet2DConditionModel`, or a pipeline that has one as `unet`; it is left as it is.
-            hint_channels: of the hint: 1 for a mask, 3 for a picture, any other number as well.
-
-        Raises: BaseError: the base is no such U-Net, or needs conditions that are not supported yet.
-        """
-        unet = getattr(base, "unet", base)
-        check_base(unet)
-        if hint_channels < 1:
-            raise ConfigError(f"hint_channels is {hint_channels}; expected 1 or more")
-        parts = {name: copy.deepcopy(getattr(unet, name)).requires_grad_(True) for name in COPIED}
-        config = control_config(unet, hint_channels, size_factor)
-        return cls(parts, config, hint_encoder, links, size_factor).to(unet.device, unet.dtype)
-
-    @property
-    def hint_channels(self) -> int:
-        return int(self.config["conditioning_channels"])
+    @classmethod
+    def build(cls, config: dict[str, Any], facts: Mapping[str, Any]) -> Self:
+        model: Any = ControlNetModel.from_config(config)
+        settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
+        halvings = len(settings["conditioning_embedding_out_channels"]) - 1
+        hint_encoder, links = facts.get("hint_encoder", "official"), facts.get("links", "all")
+        return cls(parts_of(model), settings, hint_encoder, links, facts.get("size_factor", 2**halvings))
 
     @property
     def device(self) -> torch.device:
@@ -105,42 +106,72 @@ class Control(nn.Module):
     def dtype(self) -> torch.dtype:
         return self.conv_in.weight.dtype
 
-    def forward(self, latents: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor) -> Residuals:
-        """What this control adds at every link.
+    @property
+    def zero_layers(self) -> list[nn.Module]:
+        return [*self.controlnet_down_blocks, self.controlnet_mid_block]
 
-        Args:
-            latents: [B, C, h, w], noisy.
-            timesteps: [B] or a scalar, integers in the base's schedule.
-            text: [B, L, D], the text encoder's states.
-            hint: [B, K, H, W] in [0, 1], with H = size_factor * h and W likewise.
-
-        Raises: HintError: the hint's shape does not fit.
-        """
+    def call(self, latents: Tensor, timesteps: Tensor, text: Text) -> dict[str, Any]:
+        call = {"sample": latents, "timestep": timesteps, "encoder_hidden_states": text.states}
+        if text.pooled is None:
+            return call
+        # Pictures are trained on as they are cut: made at this size, nothing cropped. So do stock pipelines by default.
         height, width = latents.shape[-2] * self.size_factor, latents.shape[-1] * self.size_factor
-        check_hint(hint, self.hint_channels, (height, width))
-        return self.residuals(latents, timesteps, text, self.encode(hint))
+        sizes = torch.tensor([height, width, 0, 0, height, width], dtype=text.pooled.dtype, device=latents.device)
+        added = {"text_embeds": text.pooled, "time_ids": sizes.expand(len(latents), -1)}
+        return call | {"added_cond_kwargs": added}
+
+    def check_hint(self, hint: Tensor, call: Call) -> None:
+        height, width = call["sample"].shape[-2:]
+        check_hint(hint, self.hint_channels, (height * self.size_factor, width * self.size_factor))
 
     def encode(self, hint: Tensor) -> Tensor:
-        """E(hint): [B, K, H, W] to features [B, C, h, w]. They depend on no timestep: sampling computes them once."""
+        """E(hint): [B, K, H, W] to features [B, C, h, w]."""
         features: Tensor = self.controlnet_cond_embedding(hint.to(self.dtype))
         return features
 
-    def residuals(self, latents: Tensor, timesteps: Tensor, text: Tensor, features: Tensor) -> Residuals:
-        """The same as calling the control, with the hint already encoded."""
-        time = self.time_proj(timesteps.expand(len(latents))).to(latents.dtype)
-        time = self.time_embedding(time)
+    def residuals(self, call: Call, features: Tensor) -> Residuals:
+        latents, text = call["sample"], call["encoder_hidden_states"]
+        time = self._embed_time(call)
         sample = self.conv_in(latents) + features  # the hint enters once, right after the first convolution
         skips: tuple[Tensor, ...] = (sample,)
         for block in self.down_blocks:
             sample, outputs = call_block(block, sample, time, text)
             skips += outputs
         sample = call_block(self.mid_block, sample, time, text)
-        return Residuals(self._open(skips), self.controlnet_mid_block(sample))
+        return Residuals((*self._open(skips), self.controlnet_mid_block(sample)))
+
+    def _embed_time(self, call: Call) -> Tensor:
+        latents = call["sample"]
+        timesteps = torch.as_tensor(call["timestep"], device=latents.device).expand(len(latents))
+        time: Tensor = self.time_embedding(self.time_proj(timesteps).to(latents.dtype))
+        if self.add_embedding is None:
+            return time
+        pooled, sizes = call["added_cond_kwargs"]["text_embeds"], call["added_cond_kwargs"]["time_ids"]
+        sizes = self.add_time_proj(sizes.flatten()).reshape(len(pooled), -1)
+        added: Tensor = self.add_embedding(torch.cat([pooled, sizes], dim=-1).to(time.dtype))
+        return time + added
 
     def _open(self, skips: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         if self.links == "middle":
             return tuple(skip.new_zeros(1, 1, 1, 1) for skip in skips)
         return tuple(conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True))
+
+    def keywords(self, residuals: Residuals) -> dict[str, Any]:
+        return {
+            "down_block_additional_residuals": residuals.down,
+            "mid_block_additional_residual": residuals.mid,
+        }
+
+    def given(self, call: Call) -> Residuals | None:
+        if call.get("mid_block_additional_residual") is None:
+            return None
+        return Residuals((*call["down_block_additional_residuals"], call["mid_block_additional_residual"]))
+
+
+def parts_of(unet: Any) -> dict[str, nn.Module]:
+    """What a control copies, by name; the same names in a U-Net and in diffusers' control of it."""
+    found = {name: getattr(unet, name, None) for name in (*COPIED, *ADDED)}
+    return {name: part for name, part in found.items() if part is not None}
 
 
 def call_block(block: nn.Module, sample: Tensor, time: Tensor, text: Tensor) -> Any:
@@ -157,17 +188,6 @@ def link_widths(conv_in: Any, down_blocks: Iterable[Any]) -> list[int]:
         widths += [resnet.out_channels for resnet in block.resnets]
         widths += [sampler.out_channels for sampler in block.downsamplers or ()]
     return widths
-
-
-def check_base(unet: Any) -> None:
-    """Raises: BaseError: no control can be made for this model."""
-    if not isinstance(unet, UNet2DConditionModel):
-        expected = "a diffusers UNet2DConditionModel, or a pipeline with one"
-        raise BaseError(f"base is a {type(unet).__name__}; expected {expected}")
-    asked = [name for name in UNSUPPORTED if unet.config.get(name) is not None]
-    if asked:
-        remedy = "use a base of the Stable Diffusion 1 or 2 kind"
-        raise BaseError(f"base needs {', '.join(asked)}, which controls do not carry yet: {remedy}")
 
 
 def control_config(unet: Any, hint_channels: int, size_factor: int) -> dict[str, Any]:

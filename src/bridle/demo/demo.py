@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from bridle.atomic import write_with
-from bridle.base.load import Base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.control.control import Control
 from bridle.data.settings import DataSettings
 from bridle.evaluate import sentence
 from bridle.evaluate.evaluate import HeldOutPair

@@ -13,13 +13,12 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ControlNetModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bridle.atomic import write_text, write_with
-from bridle.control.unet import COPIED, Control
+from bridle.control.control import CLASSES, Control, control_class
 from bridle.errors import ConfigError, FileError
 
 CONFIG = "config.json"
@@ -45,7 +44,7 @@ def save_control(control: Control, folder: str | Path, metadata: dict[str, Any] 
     header = {"format": "pt", METADATA_KEY: json.dumps(facts, sort_keys=True)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in control.state_dict().items()}
     write_with(folder / WEIGHTS, lambda path: save_file(tensors, path, header))
-    config = {"_class_name": "ControlNetModel", "_diffusers_version": diffusers.__version__, **control.config}
+    config = {"_class_name": control.CLASS, "_diffusers_version": diffusers.__version__, **control.config}
     write_text(folder / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
     drop_deltas(folder, keep=facts.get("base_delta"))
 
@@ -73,15 +72,7 @@ def load_control(folder: str | Path, *, dtype: torch.dtype = torch.float32, devi
 def build(config: dict[str, Any], facts: dict[str, Any]) -> Control:
     """A control without weights: on the meta device, which takes no memory and draws no random numbers."""
     with torch.device("meta"):
-        model: Any = ControlNetModel.from_config(config)
-        settings = {name: value for name, value in model.config.items() if not name.startswith("_")}
-        return Control(
-            {name: getattr(model, name) for name in COPIED},
-            settings,
-            facts.get("hint_encoder", "official"),
-            facts.get("links", "all"),
-            facts.get("size_factor", 2 ** (len(settings["conditioning_embedding_out_channels"]) - 1)),
-        )
+        return control_class(config["_class_name"]).build(config, facts)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -93,8 +84,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise FileError(f"{folder / CONFIG} is damaged ({error}); copy the control again") from None
     if not isinstance(config, dict):
         raise FileError(f"{folder / CONFIG} is damaged (no table of settings); copy the control again")
-    if config.get("_class_name") != "ControlNetModel":
-        raise FileError(f"{folder / CONFIG} describes a {config.get('_class_name')}; expected a ControlNetModel")
+    if config.get("_class_name") not in CLASSES:
+        kind, expected = config.get("_class_name"), " or ".join(CLASSES)
+        raise FileError(f"{folder / CONFIG} describes a {kind}; expected a {expected}")
     return config
 
 

@@ -6,8 +6,8 @@ As `bridle evaluate` measures, but on few pairs, with one seed and few denoising
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from bridle.base.load import Base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.control.control import Control
 from bridle.errors import DataError
 from bridle.evaluate.evaluate import Annotator, HeldOutPair
 from bridle.evaluate.fidelity import edge_f1, is_binary, ssim

@@ -10,8 +10,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from bridle.base.load import Base, load_base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.base.load import load_base
+from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.errors import DataError
 from bridle.evaluate import Evaluation, Generate, evaluate, write_report, write_sheet

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from bridle.base.load import Base
+from bridle.base.base import Base
 from bridle.cache.build import build_cache
 from bridle.cache.store import Cache
 from bridle.data.annotate import get_annotator

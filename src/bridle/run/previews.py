@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from bridle.atomic import write_with
-from bridle.base.load import Base
-from bridle.control.unet import Control
+from bridle.base.base import Base
+from bridle.control.control import Control
 from bridle.evaluate.evaluate import HeldOutPair, as_picture
 from bridle.sample.picture import grid
 from bridle.sample.sampler import generate

@@ -13,7 +13,7 @@ from bridle.data.transforms import CENTER, fit_hint, fit_image
 from bridle.errors import SampleError
 from bridle.files.weights import load_control
 from bridle.sample.picture import save_picture
-from bridle.sample.sampler import generate
+from bridle.sample.sampler import generate, set_scheduler
 from bridle.sample.settings import SampleSettings
 
 
@@ -37,9 +37,16 @@ def sample_to_files(
     steering = load_control(control, device=str(model.device)) if control is not None else None
     hints = [make_hint(hint, image, annotator, model.size_px)] * len(seeds) if steering is not None else []
     pictures = generate(model, steering, hints, [prompt] * len(seeds), list(seeds), how)
+    sampler = set_scheduler(model, how.scheduler)
     paths = [out] if len(seeds) == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
     for path, picture, seed in zip(paths, pictures, seeds, strict=True):
-        made = {"prompt": prompt, "seed": seed, "sampler": how.scheduler, "base": model.name, **dataclasses.asdict(how)}
+        made = {
+            "prompt": prompt,
+            "seed": seed,
+            "sampler": sampler,
+            "base": model.name,
+            **dataclasses.asdict(how),
+        }
         given = {"control": control, "hint": hint, "image": image, "annotator": annotator if image else None}
         save_picture(picture, path, made | {name: str(value) for name, value in given.items() if value})
     return paths

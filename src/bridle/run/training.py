@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from bridle.base.load import Base, load_base, pick_device
+from bridle.base.base import Base
+from bridle.base.load import load_base, pick_device
 from bridle.base.offload import Drawing, offloaded
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.files.weights import save_control
 from bridle.run.controllability import Controllability
@@ -28,6 +29,7 @@ from bridle.train.probe import Obedience
 from bridle.train.regime import unlocks
 
 BEST = "best"
+PICTURE_CHANNELS = 3  # what an autoencoder takes
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def train_run(
         with shown, offloaded(base, settings.machine.offload) as drawing:
             outcome = train(
                 control,
-                base.unet,
+                base.denoiser,
                 base.schedule,
                 data.cache,
                 settings.train,
@@ -106,11 +108,12 @@ def share_data(settings: RunSettings, base: Base, folder: Path, world: World) ->
 
 def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
     """An untrained control for the hints of this data set; the hint encoder's weights are drawn from the seed."""
-    channels = data.cache.batch(data.cache.train_ids[:1]).hint.shape[1]
+    prepared = data.cache.batch(data.cache.train_ids[:1]).hint
+    channels = PICTURE_CHANNELS if base.control_class.PREPARES else prepared.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)
         return Control.from_base(
-            base.unet,
+            base.pipeline,
             hint_channels=channels,
             hint_encoder=settings.control.hint_encoder,
             size_factor=base.size_factor,
@@ -157,7 +160,7 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
 
 def like_base(control: Control, base: Base) -> Control:
     """The control in the base's type, which is bfloat16 where machine.base_weights says so."""
-    return control if control.dtype == base.unet.dtype else copy.deepcopy(control).to(base.unet.dtype)
+    return control if control.dtype == base.denoiser.dtype else copy.deepcopy(control).to(base.denoiser.dtype)
 
 
 def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[str, Any]:

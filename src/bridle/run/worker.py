@@ -17,13 +17,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bridle import config
-from bridle.base.load import Base, load_base
+from bridle.base.base import Base
+from bridle.base.load import load_base
 from bridle.base.offload import offloaded
 from bridle.cache.store import CachedBatch
-from bridle.control.unet import Control
+from bridle.control.control import Control
+from bridle.control.text import Text, join_texts
 from bridle.errors import BridleError, TrainError
 from bridle.run.pairs import RunData
 from bridle.run.previews import PAIRS
@@ -49,18 +50,15 @@ class RandomCache:
     """Pairs made up on the spot, in the place of a `Cache`.
 
     Attributes:
-        latents, text, hint: the shapes of one pair's: [C, h, w], [L, D] and [K, H, W].
+        latents, hint: the shapes of one pair's: [C, h, w], and what the control's encoder takes.
+        empty_text: of the empty caption.
     """
 
     latents: tuple[int, int, int]
-    text: tuple[int, int]
-    hint: tuple[int, int, int]
+    hint: tuple[int, ...]
+    empty_text: Text
     train_ids: tuple[str, ...] = ("random#0",)
     fingerprint: str = "random"
-
-    @property
-    def empty_text(self) -> Tensor:
-        return torch.zeros(1, *self.text)
 
     def batch(self, ids: list[str]) -> CachedBatch:
         source = torch.Generator().manual_seed(0)
@@ -69,18 +67,16 @@ class RandomCache:
             std=torch.ones(len(ids), *self.latents),
             hint=torch.rand(len(ids), *self.hint, generator=source),
             captions=("",) * len(ids),
-            text=torch.randn(len(ids), *self.text, generator=source),
+            text=join_texts([self.empty_text] * len(ids)),
         )
 
 
 def random_cache(base: Base, size_px: int) -> Any:
     """Of the shapes that this base takes at this size."""
-    config, size = base.unet.config, size_px // base.size_factor
-    return RandomCache(
-        latents=(config.in_channels, size, size),
-        text=(base.pipeline.tokenizer.model_max_length, config.cross_attention_dim),
-        hint=(HINT_CHANNELS, size_px, size_px),
-    )
+    size = size_px // base.size_factor
+    hint = base.encode_hints(torch.zeros(1, HINT_CHANNELS, size_px, size_px, dtype=torch.uint8))
+    latents = (base.latent_channels, size, size)
+    return RandomCache(latents=latents, hint=tuple(hint.shape[1:]), empty_text=base.encode_captions([""]))
 
 
 def measure(settings: RunSettings, phase: Phase, limit_bytes: int) -> dict[str, Any]:
@@ -109,7 +105,7 @@ def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
     if settings.machine.base_weights == "bf16":
         base.pipeline.to(torch.bfloat16)
     with offloaded(base, settings.machine.offload) as drawing:
-        trainer = Trainer(control, base.unet, base.schedule, cache, settings.train, settings.machine, say=stop)
+        trainer = Trainer(control, base.denoiser, base.schedule, cache, settings.train, settings.machine, say=stop)
         time_s = time_per_sample(trainer, two_passes(settings, trainer, cache), phase)
         with drawing(), trainer.averaged() as average:
             draw(settings, base, like_base(average, base))
@@ -118,7 +114,7 @@ def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
 
 def two_passes(settings: RunSettings, trainer: Trainer, cache: Any) -> Rows:
     """Two micro-batches of a step: the second one finds gradients beside its activations."""
-    whole = Steps(cache, settings.train, len(trainer.alphas_cumprod))[0]
+    whole = Steps(cache, settings.train, len(trainer.schedule))[0]
     two = slice(0, 2 * settings.train.batch)  # views, so that all pairs of the step stay in memory, as in a run
     return Rows(whole.ids[two], whole.batch[two], whole.draws[two])
 

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bridle.base.load import Base
+from bridle.base.base import Base
 from bridle.control.attach import attach
+from bridle.control.control import Control
 from bridle.control.hint import to_hint
-from bridle.control.unet import Control
 from bridle.errors import SampleError
 from bridle.sample.settings import SCHEDULERS, SampleSettings
 
@@ -99,12 +99,20 @@ def stack(hints: Sequence[np.ndarray], channels: int) -> Tensor:
     return torch.cat([to_hint(hint, channels) for hint in hints])
 
 
-def set_scheduler(base: Base, name: str) -> None:
-    """Sample with another scheduler, on the base's own noise schedule."""
+def set_scheduler(base: Base, name: str) -> str:
+    """Sample with another scheduler, on the base's own noise schedule; "auto" is the one of its family.
+
+    Returns: its name. Raises: SampleError: there is none of that name, or it is for the other kind of bases.
+    """
+    name = base.family.scheduler if name == "auto" else name
     if name not in SCHEDULERS:
         raise SampleError(f"scheduler {name!r} is unknown; expected one of {', '.join(SCHEDULERS)}")
+    fitting = [other for other in SCHEDULERS if other.startswith("flow") == (base.schedule.prediction == "flow")]
+    if name not in fitting:
+        raise SampleError(f"scheduler {name!r} is not for {base.family.name}; expected one of {', '.join(fitting)}")
     kind, options = SCHEDULERS[name]
     base.pipeline.scheduler = getattr(diffusers, kind).from_config(base.pipeline.scheduler.config, **options)
+    return name
 
 
 def reconstruct(base: Base, images: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -13,6 +13,8 @@ SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
     "dpm++": ("DPMSolverMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}),
+    "flow-euler": ("FlowMatchEulerDiscreteScheduler", {}),
+    "flow-heun": ("FlowMatchHeunDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": True}),
     "unipc": ("UniPCMultistepScheduler", {}),
@@ -26,7 +28,7 @@ class SampleSettings:
     Args:
         steps: denoising steps.
         guidance: classifier-free guidance; 1 turns it off.
-        scheduler: one of `SCHEDULERS`.
+        scheduler: one of `SCHEDULERS`, or "auto": the one of the base's family.
         scale: of the control.
         batch: pictures denoised at once.
         precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain.
@@ -36,15 +38,15 @@ class SampleSettings:
 
     steps: int = 20
     guidance: float = 4.0
-    scheduler: str = "ddim"
+    scheduler: str = "auto"
     scale: float = 1.0
     batch: int = 16
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        if self.scheduler not in SCHEDULERS:
+        if self.scheduler not in ("auto", *SCHEDULERS):
             raise ConfigError(
-                f"setting sample.scheduler is {self.scheduler!r}; expected one of {', '.join(SCHEDULERS)}"
+                f"setting sample.scheduler is {self.scheduler!r}; expected auto or one of {', '.join(SCHEDULERS)}"
             )
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:

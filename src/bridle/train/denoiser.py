@@ -5,8 +5,10 @@ from typing import Any
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
 
-from bridle.control.unet import Control
-from bridle.errors import TrainError
+from bridle.control.control import Control
+from bridle.control.text import Text
+from bridle.control.unet import UNetControl
+from bridle.errors import ConfigError, TrainError
 from bridle.train.regime import Phase
 from bridle.train.settings import Unlock
 
@@ -15,47 +17,59 @@ PARTS: dict[Phase, tuple[str, ...]] = {
     "connected": ("copy", "skips"),
     "unlocked": ("copy", "skips", "base"),
 }
-SKIPS = "control.controlnet_down_blocks."
-DECODER = ("up_blocks.", "conv_norm_out.", "conv_out.")  # what the official code unlocks
 
 
 class Denoiser(nn.Module):
     """Control and base as the one module that several processes wrap."""
 
-    def __init__(self, control: Control, unet: Any) -> None:
+    def __init__(self, control: Control, base: Any) -> None:
         super().__init__()
-        self.control, self.unet = control, unet
+        self.control, self.base = control, base
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, text: Tensor, hint: Tensor) -> Tensor:
-        """[B, C, h, w] noisy latents to the base's prediction of the same shape, steered."""
+    def forward(self, noisy: Tensor, timesteps: Tensor, text: Text, hint: Tensor) -> Tensor:
+        """Noisy latents [B, C, h, w] to the base's prediction of the same shape, steered.
+
+        Args:
+            timesteps: as the base is told them.
+            hint: prepared.
+        """
         residuals = self.control(noisy, timesteps, text, hint)
-        output: Tensor = self.unet(
-            noisy,
-            timesteps,
-            text,
-            down_block_additional_residuals=residuals.down,
-            mid_block_additional_residual=residuals.mid,
-        ).sample
-        return output
+        call = self.control.call(noisy, timesteps, text)
+        return self.control.join(self.base, call, residuals)
 
 
 def trained_parts(denoiser: Denoiser, phase: Phase, unlock: Unlock | None) -> dict[str, dict[str, nn.Parameter]]:
-    """What each part of training trains, by name: the copy with its middle link, the skip links, the base."""
-    control = {f"control.{name}": parameter for name, parameter in denoiser.control.named_parameters()}
-    parts = {"copy": {}, "skips": {}, "base": {}}
-    for name, parameter in control.items():
-        parts["skips" if name.startswith(SKIPS) else "copy"][name] = parameter
-    for name, parameter in denoiser.unet.named_parameters():
-        if unlock == "all" or name.startswith(DECODER):
+    """What each part of training trains, by name: the copy with its middle link, the skip links, the base.
+
+    Raises: ConfigError: the phase asks for a part that this family of bases does not have.
+    """
+    control = denoiser.control
+    check_phase(control, phase, unlock)
+    parts: dict[str, dict[str, nn.Parameter]] = {"copy": {}, "skips": {}, "base": {}}
+    for name, parameter in control.named_parameters():
+        parts["skips" if name.startswith(control.SKIPS) else "copy"][f"control.{name}"] = parameter
+    for name, parameter in denoiser.base.named_parameters():
+        if unlock == "all" or name.startswith(control.DECODER):
             parts["base"][f"base.{name}"] = parameter
     return {part: parts[part] for part in PARTS[phase]}
 
 
+def check_phase(control: Control, phase: Phase, unlock: Unlock | None) -> None:
+    """Raises: ConfigError: see `trained_parts`."""
+    if phase == "middle" and not control.SKIPS:
+        remedy = "set train.regime to 'standard' or 'large'"
+        raise ConfigError(f"this base has no middle link, so training cannot begin with it alone: {remedy}")
+    if unlock == "decoder" and not control.DECODER:
+        raise ConfigError("setting train.unlock is 'decoder', but this base has none of its own: set it to 'all'")
+
+
 def check_width(control: Control, width: int) -> None:
-    """Raises: TrainError: a strided convolution would see a width of 1.
+    """For U-Nets, whose levels halve the size. Raises: TrainError: a strided convolution would see a width of 1.
 
     There PyTorch 2.13 on CPU leaves parts of the bfloat16 weight gradient as they were in memory: NaN, or worse, not.
     """
+    if not isinstance(control, UNetControl):
+        return
     least = 2 ** (len(control.config["block_out_channels"]) - 1)
     if width < least:
         size_px, least_px = width * control.size_factor, least * control.size_factor
@@ -64,7 +78,9 @@ def check_width(control: Control, width: int) -> None:
 
 
 def set_plain_attention(control: Control, unet: Any) -> None:
-    """Use plain products for attention in both; changes nothing but rounding."""
+    """Use plain products for attention in both, where they are U-Nets; changes nothing but rounding."""
+    if not isinstance(control, UNetControl):
+        return
     unet.set_attn_processor(AttnProcessor())
     for module in control.modules():
         if isinstance(module, Attention):

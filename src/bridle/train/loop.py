@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from safetensors import SafetensorError
 
+from bridle.base.schedule import Schedule
 from bridle.cache.store import Cache
+from bridle.control.control import Control
 from bridle.control.delta import apply_delta
-from bridle.control.unet import Control
 from bridle.errors import ConfigError, TrainError
 from bridle.train import checkpoint
 from bridle.train.feed import Rows, Steps, feed
@@ -103,8 +104,8 @@ class Outcome:
 
 def train(
     control: Control,
-    unet: Any,
-    schedule: Any,
+    denoiser: Any,
+    schedule: Schedule,
     cache: Cache,
     settings: TrainSettings,
     folder: Path,
@@ -119,14 +120,14 @@ def train(
 
     Args:
         control: trained in place, float32.
-        unet: the base's; stays locked unless the regime unlocks it.
-        schedule: the noise schedule the base was trained with (`alphas_cumprod`, `config.prediction_type`).
+        denoiser: the base's U-Net or transformer; stays locked unless the regime unlocks it.
+        schedule: the base's.
         force: go on although settings or data changed; says what did.
 
     Raises: TrainError: the run in `folder` was another one, its checkpoint is damaged, memory does not suffice, or loss
         and gradients were not finite too often.
     """
-    return _Run(control, unet, schedule, cache, settings, folder, hands, probing, machine, world).go(force)
+    return _Run(control, denoiser, schedule, cache, settings, folder, hands, probing, machine, world).go(force)
 
 
 class _Run:
@@ -135,8 +136,8 @@ class _Run:
     def __init__(
         self,
         control: Control,
-        unet: Any,
-        schedule: Any,
+        denoiser: Any,
+        schedule: Schedule,
         cache: Cache,
         settings: TrainSettings,
         folder: Path,
@@ -145,7 +146,7 @@ class _Run:
         machine: MachineSettings,
         world: World,
     ) -> None:
-        self.settings, self.folder, self.hands, self.unet, self.cache = settings, folder, hands, unet, cache
+        self.settings, self.folder, self.hands, self.denoiser, self.cache = settings, folder, hands, denoiser, cache
         self.world, self.machine = world, machine
         self.log: RunLog | None = None
         self.probe = Probe(cache, schedule, probing, settings) if len(cache.held_out_ids) > 1 else None
@@ -153,7 +154,7 @@ class _Run:
             raise ConfigError(f"setting {asks}, which asks held-out pairs; set data.held_out to 2 or more")
         self.every = interval(probing, settings, hands.guidance)
         self.watch, self.step, self.trained_s = Watch(), 0, 0.0
-        self.trainer = Trainer(control, unet, schedule, cache, settings, machine, world, self._tell)
+        self.trainer = Trainer(control, denoiser, schedule, cache, settings, machine, world, self._tell)
 
     def go(self, force: bool) -> Outcome:
         try:
@@ -183,7 +184,7 @@ class _Run:
 
     def _until_the_end(self) -> str:
         """Returns: what ended it."""
-        steps = Steps(self.cache, self.settings, len(self.trainer.alphas_cumprod), self.world.rank, self.world.size)
+        steps = Steps(self.cache, self.settings, len(self.trainer.schedule), self.world.rank, self.world.size)
         with StopSignal() as stop, closing(feed(steps, self.step, self.settings.steps, self.machine.workers)) as rows:
             try:
                 return self._train(rows, stop)
@@ -250,8 +251,8 @@ class _Run:
         started = time.monotonic()
         with self.trainer.averaged() as control:
             with ExitStack() as undo:
-                undo.callback(apply_delta(self.unet, control.base_delta))
-                reading = self.probe.read(control, self.unet, check)
+                undo.callback(apply_delta(self.denoiser, control.base_delta))
+                reading = self.probe.read(control, self.denoiser, check)
             drawn = self.hands.measure(control, check) if self.hands.measure else None
             row = {"step": self.step, "phase": self.trainer.phase, **reading.row()}
             row["controllability"] = drawn.row() if drawn else None

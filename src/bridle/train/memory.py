@@ -20,12 +20,12 @@ LARGE_BYTES = 2**20
 OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)")
 
 
-def set_gradient_checkpointing(control: nn.Module, unet: nn.Module) -> None:
+def set_gradient_checkpointing(control: nn.Module, denoiser: nn.Module) -> None:
     """Keep only the inputs of the blocks of both and compute the rest again on the way back: same gradients, more time.
 
     diffusers' blocks do it wherever gradients are recorded, so the locked encoder and sampling are not slowed down.
     """
-    modules: list[Any] = [*control.modules(), *unet.modules()]
+    modules: list[Any] = [*control.modules(), *denoiser.modules()]
     for module in modules:
         if hasattr(module, "gradient_checkpointing"):
             module._gradient_checkpointing_func = recompute

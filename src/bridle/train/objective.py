@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bridle.base.schedule import Schedule
 from bridle.errors import TrainError
 
 Weighting = Literal["uniform", "balanced"]
@@ -20,61 +21,61 @@ def sample_posterior(mean: Tensor, std: Tensor, unit: Tensor) -> Tensor:
     return mean + std * unit
 
 
-def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor) -> Tensor:
+def add_noise(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: Schedule) -> Tensor:
     """Diffuse clean latents to the given timesteps.
 
     Args:
         latents: [B, C, h, w], scaled, float32.
         noise: [B, C, h, w], unit Gaussian.
         timesteps: [B], integers in [0, T).
-        alphas_cumprod: [T], the schedule's cumulative signal power.
 
     Returns: [B, C, h, w].
     Raises: TrainError: a timestep lies outside the schedule.
-    Source: DDPM, arXiv:2006.11239, eq. 4.
+    Source: DDPM, arXiv:2006.11239, eq. 4; rectified flow, arXiv:2209.03003, eq. 1.
     """
-    signal, spread = amplitudes(timesteps, alphas_cumprod)
+    signal, spread = amplitudes(timesteps, schedule)
     return signal * latents + spread * noise
 
 
-def target(latents: Tensor, noise: Tensor, timesteps: Tensor, alphas_cumprod: Tensor, prediction: str) -> Tensor:
+def target(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: Schedule) -> Tensor:
     """What the base was taught to predict; shapes as in `add_noise`.
 
-    Raises: TrainError: the prediction type is not supported.
-    Source: "epsilon": DDPM, arXiv:2006.11239, eq. 14. "v_prediction": arXiv:2202.00512, appendix D.
+    Source: "epsilon": DDPM, arXiv:2006.11239, eq. 14. "v_prediction": arXiv:2202.00512, appendix D. "flow":
+        arXiv:2209.03003, eq. 1, from the picture to the noise.
     """
-    if prediction == "epsilon":
+    if schedule.prediction == "epsilon":
         return noise
-    if prediction == "v_prediction":
-        signal, spread = amplitudes(timesteps, alphas_cumprod)
-        return signal * noise - spread * latents
-    raise TrainError(f"base predicts {prediction!r}; expected 'epsilon' or 'v_prediction'")
+    if schedule.prediction == "sample":
+        return latents
+    if schedule.prediction == "flow":
+        return noise - latents
+    signal, spread = amplitudes(timesteps, schedule)
+    return signal * noise - spread * latents
 
 
-def amplitudes(timesteps: Tensor, alphas_cumprod: Tensor) -> tuple[Tensor, Tensor]:
+def amplitudes(timesteps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Of signal and noise, each [B, 1, 1, 1]. Raises: TrainError: a timestep lies outside the schedule."""
-    length = len(alphas_cumprod)
+    length = len(schedule)
     if int(timesteps.min()) < 0 or int(timesteps.max()) >= length:
         outside = [t for t in timesteps.tolist() if not 0 <= t < length]
         raise TrainError(f"timesteps {outside} lie outside the schedule; expected 0 to {length - 1}")
-    power = alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    return power.sqrt(), (1 - power).sqrt()
+    signal, spread = schedule.signal[timesteps], schedule.spread[timesteps]
+    return signal.view(-1, 1, 1, 1), spread.view(-1, 1, 1, 1)
 
 
-def loss_weights(timesteps: Tensor, alphas_cumprod: Tensor, prediction: str, weighting: Weighting) -> Tensor:
+def loss_weights(timesteps: Tensor, schedule: Schedule, weighting: Weighting) -> Tensor:
     """How much each sample's error counts: [B] in, [B] out.
 
     "uniform" is the paper's: 1. "balanced" weighs as if velocity were predicted; less where there is little noise, as
     min-SNR does; and at most 50 times where there is much. There a small error in the noise is a large one in the
-    picture, and it is there that shapes are decided.
+    picture, and it is there that shapes are decided. A flow is such a velocity already, and weighs 1.
 
     Source: v-prediction, arXiv:2202.00512; min-SNR with its bound of 5, arXiv:2303.09556.
     """
-    if weighting == "uniform":
+    if weighting == "uniform" or schedule.prediction == "flow":
         return torch.ones_like(timesteps, dtype=torch.float32)
-    power = alphas_cumprod[timesteps]
-    snr = power / (1 - power)
-    per_error = snr + 1 if prediction == "v_prediction" else snr
+    snr = (schedule.signal[timesteps] / schedule.spread[timesteps]).square()
+    per_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones_like(snr)}[schedule.prediction]
     return ((snr.clamp(max=MIN_SNR) + 1) / per_error).clamp(max=MOST_WEIGHT)
 
 

@@ -66,12 +66,21 @@ def join(device: str = "cpu") -> World:
     rank, size = read_number("RANK"), read_number("WORLD_SIZE")
     own = own_device(device)
     try:
-        dist.init_process_group("nccl" if own.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if own.type == "cuda" else "gloo", **fresh_store())
     except (ValueError, RuntimeError) as error:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         message = f"process {rank} of {size} cannot join the others at {where} ({error})"
         raise TrainError(f"{message}; start it with torchrun, which sets RANK, WORLD_SIZE and MASTER_ADDR") from None
     return World(rank, size, own, joined=True)
+
+
+def fresh_store() -> dict[str, Any]:
+    """Where torchrun starts processes again it hands them the store of those that died, whose addresses are in it."""
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if attempt == "0":
+        return {}
+    store, rank, size = next(dist.rendezvous("env://"))
+    return {"store": dist.PrefixStore(f"attempt-{attempt}", store), "rank": rank, "world_size": size}
 
 
 def leave(world: World) -> None:
@@ -135,17 +144,23 @@ def wrap(module: nn.Module, world: World, kind: Kind) -> nn.Module:
 
 
 def shard(net: Any, mesh: DeviceMesh) -> None:
-    """Share out a control or a U-Net: its blocks are gathered one at a time.
+    """Share out a control or a denoiser: its blocks are gathered one at a time.
 
     Each is a root of its own, so that probes and previews can call it alone, and gathers its parameters only for as
     long as it runs, so that they are the sharded ones whenever someone else looks.
     """
-    for block in (*net.down_blocks, net.mid_block, *getattr(net, "up_blocks", ())):
+    for block in blocks_of(net):
         fully_shard(block, mesh=mesh)
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
     for name in CALLED:
         if hasattr(net, name):
             register_fsdp_forward_method(net, name)
+
+
+def blocks_of(net: nn.Module) -> list[nn.Module]:
+    """What is called as a whole: the members of its lists of blocks, and a middle block."""
+    listed = [block for child in net.children() if isinstance(child, nn.ModuleList) for block in child]
+    return [block for block in (*listed, getattr(net, "mid_block", None)) if block is not None]
 
 
 def reducing(module: nn.Module, last: bool) -> AbstractContextManager[Any]:

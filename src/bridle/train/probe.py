@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridle.base.schedule import Schedule
 from bridle.cache.store import Cache
-from bridle.control.unet import Control
+from bridle.control.control import Control
 from bridle.errors import TrainError
 from bridle.train.draws import generator
 from bridle.train.objective import add_noise, loss_per_sample, sample_posterior, target
@@ -55,7 +56,7 @@ class Reading:
         advantage: (shuffled - true) / shuffled of the denoising error; at most 1, 0 where hints make no difference.
         bands: the same by band, the least noisy first.
         losses: mean denoising error by arm: "true", "shuffled" and "empty" hints.
-        norms: of the zero convolutions, the middle last.
+        norms: of the zero convolutions, in the order of the links.
     """
 
     advantage: Estimate
@@ -99,32 +100,32 @@ class Probe:
 
     Args:
         cache: its held-out pairs are used, with their own captions.
-        schedule: the noise schedule the base was trained with (`alphas_cumprod`, `config.prediction_type`).
+        schedule: the base's.
         settings: how many pairs.
         train: seed, batch and precision, as training has them.
 
     Raises: TrainError: fewer than two pairs are held out, so that no hints can be shuffled.
     """
 
-    def __init__(self, cache: Cache, schedule: Any, settings: ProbeSettings, train: TrainSettings) -> None:
+    def __init__(self, cache: Cache, schedule: Schedule, settings: ProbeSettings, train: TrainSettings) -> None:
         ids = cache.held_out_ids[: settings.pairs]
         if len(ids) < 2:
             remedy = "set data.held_out to 2 or more"
             raise TrainError(f"{len(ids)} pairs are held out; a probe shuffles hints among 2 or more: {remedy}")
         self.pairs, self.batch, self.precision = len(ids), train.batch, train.precision
-        self.length = len(schedule.alphas_cumprod)
+        self.length = len(schedule)
         held_out = cache.batch(ids)
         self.hints = held_out.hint
         self.shuffle = derange(self.pairs, train.seed)
         self.pair_of_row = torch.arange(self.pairs).repeat(BANDS)
         posterior, noise, self.timesteps = draw_rows(ids, train.seed, held_out.mean.shape[1:], self.length)
         mean, std = held_out.mean[self.pair_of_row], held_out.std[self.pair_of_row]
-        asked = sample_posterior(mean, std, posterior), noise, self.timesteps, schedule.alphas_cumprod
-        self.noisy, self.wanted = add_noise(*asked), target(*asked, schedule.config.prediction_type)
+        asked = sample_posterior(mean, std, posterior), noise, self.timesteps, schedule
+        self.noisy, self.wanted, self.times = add_noise(*asked), target(*asked), schedule.times
         self.text = held_out.text
 
     @torch.no_grad()
-    def read(self, control: Control, unet: Any, check: Callable[[], None] = lambda: None) -> Reading:
+    def read(self, control: Control, denoiser: Any, check: Callable[[], None] = lambda: None) -> Reading:
         """Probe a control; neither it nor the base is changed.
 
         Args:
@@ -133,7 +134,7 @@ class Probe:
         autocast = torch.autocast(control.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with autocast:
             features = self._encode(control, check)
-            errors = {arm: self._errors(control, unet, features[arm], check) for arm in ARMS}
+            errors = {arm: self._errors(control, denoiser, features[arm], check) for arm in ARMS}
         return reading(errors, self.length, zero_conv_norms(control))
 
     def _encode(self, control: Control, check: Callable[[], None]) -> dict[str, Tensor]:
@@ -146,27 +147,19 @@ class Probe:
         empty = control.encode(torch.zeros_like(self.hints[:1]).to(control.device))
         return {"true": true, "shuffled": true[self.shuffle.to(true.device)], "empty": empty.expand_as(true)}
 
-    def _errors(self, control: Control, unet: Any, features: Tensor, check: Callable[[], None]) -> Tensor:
+    def _errors(self, control: Control, denoiser: Any, features: Tensor, check: Callable[[], None]) -> Tensor:
         """Denoising error of every pair in every band: [N, P] float64, on the CPU."""
         parts = []
         for start in range(0, BANDS * self.pairs, self.batch):
             check()
-            parts.append(self._error(control, unet, features, slice(start, start + self.batch)))
+            parts.append(self._error(control, denoiser, features, slice(start, start + self.batch)))
         return torch.cat(parts).view(BANDS, self.pairs)
 
-    def _error(self, control: Control, unet: Any, features: Tensor, rows: slice) -> Tensor:
+    def _error(self, control: Control, denoiser: Any, features: Tensor, rows: slice) -> Tensor:
         device, pairs = control.device, self.pair_of_row[rows]
-        noisy, timesteps, text = (
-            part.to(device) for part in (self.noisy[rows], self.timesteps[rows], self.text[pairs])
-        )
-        residuals = control.residuals(noisy, timesteps, text, features[pairs.to(device)])
-        output = unet(
-            noisy,
-            timesteps,
-            text,
-            down_block_additional_residuals=residuals.down,
-            mid_block_additional_residual=residuals.mid,
-        ).sample
+        noisy, times, text = self.noisy[rows], self.times[self.timesteps[rows]], self.text[pairs]
+        call = control.call(noisy.to(device), times.to(device), text.to(device))
+        output = control.join(denoiser, call, control.residuals(call, features[pairs.to(device)]))
         return loss_per_sample(output.cpu(), self.wanted[rows]).double()
 
 
@@ -240,9 +233,9 @@ def mean_of(figures: Sequence[float]) -> Estimate:
 
 
 def zero_conv_norms(control: Control) -> tuple[float, ...]:
-    """L2 norm of each link's zero convolution's weight, the middle last: how far each link has opened."""
-    links: list[Any] = [*control.controlnet_down_blocks, control.controlnet_mid_block]
-    return tuple(link.weight.detach().float().norm().item() for link in links)
+    """L2 norm of each link's zero convolution's weight, in the order of the links: how far each has opened."""
+    layers: list[Any] = control.zero_layers
+    return tuple(layer.weight.detach().float().norm().item() for layer in layers)
 
 
 def interval(settings: ProbeSettings, train: TrainSettings, guidance: float) -> int:

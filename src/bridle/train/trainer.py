@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from bridle.base.schedule import Schedule
 from bridle.cache.store import Cache, CachedBatch
+from bridle.control.control import Control
 from bridle.control.delta import take_delta
-from bridle.control.unet import Control
+from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
 from bridle.train.draws import Draws
@@ -58,38 +60,37 @@ class Trainer:
 
     Args:
         control: trained in place, float32.
-        unet: the base's; stays locked until the regime unlocks it.
-        schedule: the noise schedule the base was trained with (`alphas_cumprod`, `config.prediction_type`).
+        denoiser: the base's U-Net or transformer; stays locked until the regime unlocks it.
+        schedule: the base's.
         say: told, in one sentence, what the user should know and need not act on.
     """
 
     def __init__(
         self,
         control: Control,
-        unet: Any,
-        schedule: Any,
+        denoiser: Any,
+        schedule: Schedule,
         cache: Cache,
         settings: TrainSettings,
         machine: MachineSettings = MachineSettings(),  # noqa: B008 - frozen, so it can be shared
         world: World = ALONE,
         say: Callable[[str, str], None] = lambda kind, message: None,
     ) -> None:
-        self.control, self.unet, self.cache, self.settings = control.train(), unet, cache, settings
+        self.control, self.denoiser, self.cache, self.settings = control.train(), denoiser, cache, settings
         self.machine, self.world, self.say = machine, world, say
-        self.inner = Denoiser(control, unet)
+        self.inner = Denoiser(control, denoiser)
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
-        self.prediction = schedule.config.prediction_type
         self.device = control.device
-        self.alphas_cumprod = schedule.alphas_cumprod.to(self.device)
+        self.schedule = schedule.to(self.device)
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
         if settings.precision == "bf16" and control.device.type == "cpu":
             check_width(control, shape[-1])
         if control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
-            set_plain_attention(control, unet)
+            set_plain_attention(control, denoiser)
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
-            set_gradient_checkpointing(control, unet)
+            set_gradient_checkpointing(control, denoiser)
             return_freed_memory()
         self.mine = len(share(range(settings.effective_batch), world))
         self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
@@ -154,12 +155,12 @@ class Trainer:
         device = self.device
         latents = sample_posterior(batch.mean, batch.std, draws.posterior).to(device)
         noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
-        text = torch.where(draws.drop_prompt.to(device)[:, None, None], self.empty_text, batch.text.to(device))
-        noisy = add_noise(latents, noise, timesteps, self.alphas_cumprod)
-        wanted = target(latents, noise, timesteps, self.alphas_cumprod, self.prediction)
+        text = batch.text.to(device).where(~draws.drop_prompt.to(device), self.empty_text)
+        noisy = add_noise(latents, noise, timesteps, self.schedule)
+        wanted = target(latents, noise, timesteps, self.schedule)
         with self.autocast():
-            output = self.model(noisy, timesteps, text, batch.hint.to(device))
-        weights = loss_weights(timesteps, self.alphas_cumprod, self.prediction, self.settings.weighting)
+            output = self.model(noisy, self.schedule.times[timesteps], text, batch.hint.to(device))
+        weights = loss_weights(timesteps, self.schedule, self.settings.weighting)
         return weights * loss_per_sample(output, wanted)
 
     def autocast(self) -> Any:
@@ -193,8 +194,8 @@ class Trainer:
             for parameter in part.values():
                 parameter.requires_grad_(True)
         self.close()
-        if self.phase != "unlocked":
-            self.undo = lighten_decoder(self.unet, skips=self.phase == "connected")
+        if self.phase != "unlocked" and isinstance(self.control, UNetControl):
+            self.undo = lighten_decoder(self.denoiser, skips=self.phase == "connected")
         self.model = wrap(self.inner, self.world, self.machine.parallel)
         parts = self._parts()  # again: sharding puts others in their place
         self.trained = {name: parameter for part in parts.values() for name, parameter in part.items()}

@@ -1,0 +1,56 @@
+"""A family of bases: what its pipelines consist of, and how they are told of captions. One small file each beside this.
+
+Stable Diffusion 1 and 2: sd.py    SDXL: sdxl.py
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, cast
+
+from bridle.control.control import denoiser_of
+from bridle.control.text import Text
+from bridle.errors import BaseError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What differs from family to family, beside the control.
+
+    Attributes:
+        name: for people.
+        parts: of its pipelines, that none may lack; its text encoders' names begin with "text_encoder".
+        encode: captions to what the denoiser is told of them, on the pipeline's device; what is too long is cut.
+        text_to_image, image_to_image, inpaint: diffusers' stock pipelines; empty where there is none.
+        scheduler: the one to sample with where none is named, see `bridle.sample.settings.SCHEDULERS`.
+    """
+
+    name: str
+    parts: tuple[str, ...]
+    encode: Callable[[Any, list[str]], Text]
+    text_to_image: str
+    image_to_image: str
+    inpaint: str
+    scheduler: str
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        return tuple(part for part in self.parts if part.startswith("text_encoder"))
+
+
+# By the denoiser's class and the number of text encoders.
+HOMES = {
+    ("UNet2DConditionModel", 1): "bridle.base.sd",
+    ("UNet2DConditionModel", 2): "bridle.base.sdxl",
+}
+
+
+def family_of(pipeline: Any) -> Family:
+    """Raises: BaseError: it belongs to none."""
+    kind = type(denoiser_of(pipeline)).__name__
+    count = sum(name.startswith("text_encoder") for name in getattr(pipeline, "components", {}))
+    if (kind, count) not in HOMES:
+        known = ", ".join(f"{kind} with {count} text encoders" for kind, count in HOMES)
+        what = f"{type(pipeline).__name__} with {count} text encoders and a {kind}"
+        raise BaseError(f"base is a {what}; expected {known}")
+    return cast(Family, import_module(HOMES[kind, count]).FAMILY)
