@@ -125,16 +125,19 @@ def change_metadata(folder: Path) -> None:
     ("damage", "said"),
     [
         (lambda folder: (folder / CONFIG).unlink(), ["has no config.json", "expected a control folder"]),
-        (lambda folder: (folder / WEIGHTS).unlink(), [f"has no {WEIGHTS}", "expected a control folder"]),
-        (lambda folder: (folder / CONFIG).write_text("{"), [CONFIG, "is damaged", "copy the control again"]),
-        (lambda folder: (folder / CONFIG).write_text("[]"), [CONFIG, "is damaged", "copy the control again"]),
-        (lambda folder: change_config(folder, _class_name="UNet2DModel"), ["UNet2DModel; expected a ControlNetModel"]),
-        (lambda folder: change_config(folder, block_out_channels=[32]), [CONFIG, "is damaged", "copy the control"]),
-        (lambda folder: change_config(folder, cross_attention_dim=64), ["attn2", "has shape", "from one save"]),
-        (cut_short, [WEIGHTS, "is damaged", "copy the control again"]),
-        (change_metadata, [WEIGHTS, "is damaged", "copy the control again"]),
-        (change_shape, ["conv_in.weight", "[32, 4, 5, 5]", "[32, 4, 3, 3]", "from one save"]),
-        (drop_weight, ["1 missing ['conv_in.weight'], 0 unknown", "from one save"]),
+        (lambda folder: (folder / WEIGHTS).unlink(), [f"has no {WEIGHTS}", "expected a diffusers folder"]),
+        (lambda folder: (folder / CONFIG).write_text("{"), [CONFIG, "is damaged", "copy it again"]),
+        (lambda folder: (folder / CONFIG).write_text("[]"), [CONFIG, "is damaged", "copy it again"]),
+        (
+            lambda folder: change_config(folder, _class_name="UNet2DModel"),
+            ["nothing that Bridle knows", "give a control"],
+        ),
+        (lambda folder: change_config(folder, block_out_channels=[32]), ["is damaged", "1 widths for"]),
+        (lambda folder: change_config(folder, cross_attention_dim=64), ["attn2", "has shape"]),
+        (cut_short, [WEIGHTS, "is damaged", "copy it again"]),
+        (change_metadata, [WEIGHTS, "is damaged", "copy it again"]),
+        (change_shape, ["conv_in.weight", "[32, 4, 5, 5]", "[32, 4, 3, 3]"]),
+        (drop_weight, ["1 missing ['conv_in.weight'], 0 unknown", "take another copy"]),
     ],
 )
 def test_a_damaged_control_is_named_with_its_remedy(damage: Any, said: list[str], tmp_path: Path) -> None:
@@ -252,10 +255,10 @@ def name_delta(name: Any) -> Callable[[Path], None]:
     ("damage", "said"),
     [
         (lambda folder: deltas(folder)[0].unlink(), ["has no base_delta-", "copy the whole folder"]),
-        (lambda folder: deltas(folder)[0].write_bytes(b"{"), ["base_delta-", "is damaged", "copy the control again"]),
+        (lambda folder: deltas(folder)[0].write_bytes(b"{"), ["base_delta-", "is damaged", "copy it again"]),
         (swap_deltas, ["is not the base delta that", "was saved with", "copy the whole folder again"]),
-        (name_delta("../base_delta-0123456789abcdef.safetensors"), [WEIGHTS, "is damaged", "copy the control again"]),
-        (name_delta(None), [WEIGHTS, "is damaged", "None", "copy the control again"]),
+        (name_delta("../base_delta-0123456789abcdef.safetensors"), [WEIGHTS, "is damaged", "copy it again"]),
+        (name_delta(None), [WEIGHTS, "is damaged", "None", "copy it again"]),
     ],
     ids=["missing", "cut short", "of another save", "elsewhere", "no name"],
 )

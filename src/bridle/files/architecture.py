@@ -76,7 +76,7 @@ def from_config(config: Mapping[str, Any], path: Path) -> Architecture:
     try:
         return read_config(config)
     except (TypeError, ValueError, IndexError, AttributeError) as error:
-        raise FileError(f"the configuration of {path} is damaged ({error}); copy the control again") from None
+        raise FileError(f"the configuration of {path} is damaged ({error}); copy it again") from None
 
 
 def read_config(config: Mapping[str, Any]) -> Architecture:

@@ -26,7 +26,7 @@ from bridle.files.architecture import OFFICIAL_HINT
 from bridle.files.base import open_unet, put_beside
 from bridle.files.difference import MARK, REST, take_base
 from bridle.files.official import CONTROL
-from bridle.files.read import METADATA_KEY, TRANSFORMERS, OpenControl, open_control
+from bridle.files.read import METADATA_KEY, UNMAPPED, OpenControl, open_control
 from bridle.files.tensors import CONFIG, WEIGHTS, Spec, Weights, weight_files
 from bridle.files.write import write_weights
 
@@ -110,7 +110,7 @@ def arrange(control: OpenControl, weights: Weights, to: str, unet: Weights | Non
     """Under the names of a single file."""
     if to == "difference":
         return as_difference(control, weights, unet, meter)
-    if control.kind in TRANSFORMERS:
+    if control.kind in UNMAPPED:
         return weights
     return prefixed(control, weights, "" if to == "comfyui" else CONTROL)
 

@@ -9,7 +9,7 @@ from bridle.errors import FileError
 from bridle.files import kinds
 from bridle.files.convert import hash_file
 from bridle.files.difference import REST
-from bridle.files.read import METADATA_KEY, TRANSFORMERS, find_folder, open_control
+from bridle.files.read import METADATA_KEY, UNMAPPED, find_folder, open_control
 from bridle.files.tensors import CONFIG, Weights, open_weights, read_json, weight_files
 
 
@@ -42,7 +42,7 @@ def describe_control(path: Path, kind: kinds.Kind) -> dict[str, Any]:
     try:
         control = open_control(path)
     except FileError:
-        if kind in TRANSFORMERS and path.is_file():
+        if kind in UNMAPPED and path.is_file():
             return {"family": kind.name.partition(" ")[0], "bridle": {}, "needs": f"the folder with its {CONFIG}"}
         raise
     parameters = sum(spec.count for name, spec in control.weights.specs.items() if not name.startswith(REST))

@@ -31,6 +31,8 @@ DIFFERENCE = Kind("difference", "a control as a difference to its base")
 DIFFUSERS = Kind("diffusers", "a control under diffusers' names")
 SD3 = Kind("sd3 diffusers", "a control for Stable Diffusion 3 under diffusers' names")
 FLUX = Kind("flux diffusers", "a control for Flux under diffusers' names")
+PIXEL = Kind("pixel", "a control for a U-Net that works on pixels")
+MODULE = Kind("module", "a control of a model of your own", "load it with load_module_control(folder, model)")
 UNKNOWN = Kind("unknown", "nothing that Bridle knows", "give a control; see docs/files.md for what can be read")
 
 USE_THERE = "use it in ComfyUI or diffusers, or train a control of your own"
@@ -107,6 +109,8 @@ CLASSES = {
     "ControlNetModel": DIFFUSERS,
     "SD3ControlNetModel": SD3,
     "FluxControlNetModel": FLUX,
+    "BridlePixelControl": PIXEL,
+    "BridleModuleControl": MODULE,
     "ControlNetUnionModel": UNION,
     "ControlNetXSAdapter": XS,
     "UNetControlNetXSModel": XS,

@@ -23,7 +23,7 @@ from bridle.files.official import CONTROL
 from bridle.files.tensors import CONFIG, WEIGHTS, Weights, find_weights, open_weights, read_json
 
 METADATA_KEY = "bridle"
-TRANSFORMERS = (kinds.SD3, kinds.FLUX)
+UNMAPPED = (kinds.SD3, kinds.FLUX, kinds.PIXEL)  # these have one set of names, and their configuration says all
 FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,7 +35,7 @@ class OpenControl:
         path: of the file or folder.
         kind: what it is on disk.
         config: diffusers' configuration, with `_class_name`.
-        shape: what decides its parameters; None for a transformer's control.
+        shape: what decides its parameters; None where they have no other names.
         weights: under diffusers' names; of a difference, the difference until `with_base`.
         facts: Bridle's metadata; empty where it has none.
     """
@@ -91,7 +91,7 @@ def open_control(path: Path) -> OpenControl:
         raise FileError(f"{path} is {kind.title}: {kind.remedy}")
     facts = read_facts(weights)
     config = config or facts.pop("config", None)
-    if kind in TRANSFORMERS:
+    if kind in UNMAPPED:
         if config is None:
             raise FileError(f"{path} is {kind.title} without a {CONFIG}; give the folder of both")
         check_types(weights)
@@ -171,4 +171,4 @@ def read_facts(weights: Weights) -> dict[str, Any]:
     try:
         return dict(json.loads(weights.metadata.get(METADATA_KEY, "{}")))
     except (TypeError, ValueError, RecursionError):
-        raise FileError(f"{weights.path} is damaged (its metadata is no table); copy the control again") from None
+        raise FileError(f"{weights.path} is damaged (its metadata is no table); copy it again") from None

@@ -1,4 +1,4 @@
-"""A control on disk, as diffusers lays it out: `config.json` and `diffusion_pytorch_model.safetensors`.
+"""A control of ours on disk, as diffusers lays it out: `config.json` and `diffusion_pytorch_model.safetensors`.
 
 `ControlNetModel.from_pretrained(folder)` reads it as it is. What only Bridle knows (which links are connected, which
 hint encoder, how it was trained) lies in the metadata of the safetensors file, where other tools leave it alone. A
@@ -8,22 +8,23 @@ control that was trained with the base unlocked has a third file: what changed i
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from bridle.atomic import write_text, write_with
-from bridle.control.control import CLASSES, Control, control_class
+from bridle.control.control import Control, control_class
 from bridle.errors import ConfigError, FileError
+from bridle.files.base import open_unet
+from bridle.files.kinds import DIFFERENCE
+from bridle.files.read import METADATA_KEY, open_control, read_facts
+from bridle.files.tensors import CONFIG, WEIGHTS, Weights, open_weights
 
-CONFIG = "config.json"
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-METADATA_KEY = "bridle"
 DELTA_NAME = re.compile(r"base_delta-[0-9a-f]{16}\.safetensors")
 
 
@@ -49,60 +50,42 @@ def save_control(control: Control, folder: str | Path, metadata: dict[str, Any] 
     drop_deltas(folder, keep=facts.get("base_delta"))
 
 
-def load_control(folder: str | Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> Control:
-    """Load a control folder that Bridle or diffusers wrote.
+def load_control(
+    path: str | Path, *, base: str | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+) -> Control:
+    """Load a control from any file or folder that is recognised, see docs/files.md.
 
     A base delta stays in float32 on the CPU; `bridle.attach` brings it to the base.
 
-    Raises: FileError: a file is missing or damaged, the weights do not fit the configuration, or the base delta is not
-        the one that the weights were saved with.
+    Args:
+        base: of a file that holds the difference to it: "embedded", a diffusers folder, or a checkpoint.
+
+    Raises: FileError: it is missing or damaged, no control that Bridle can use, or the base delta is not the one that
+        the weights were saved with.
     """
-    folder = Path(folder)
-    config, facts = read_config(folder), read_metadata(folder)
+    found = open_control(Path(path))
+    if found.kind is DIFFERENCE and found.shape is not None:
+        found = found.with_base(open_unet(base, found.shape) if base is not None else None)
     try:
-        control = build(config, facts)
+        control = build(found.config, found.facts)
     except (TypeError, ValueError, ConfigError) as error:  # diffusers' own, and ours for what only the metadata says
-        raise FileError(f"{folder / CONFIG} is damaged ({first_line(error)}); copy the control again") from None
-    assign(control, read_weights(folder), folder)
-    if "base_delta" in facts:
-        control.base_delta = read_delta(folder, facts["base_delta"])
+        raise FileError(f"the configuration of {path} is damaged ({first_line(error)}); copy it again") from None
+    assign(control, found.weights.checked())
+    if "base_delta" in found.facts:
+        folder = found.weights.path.parent
+        control.base_delta = read_delta(folder, found.facts["base_delta"])
     return control.eval().to(device, dtype)
 
 
-def build(config: dict[str, Any], facts: dict[str, Any]) -> Control:
+def build(config: dict[str, Any], facts: Mapping[str, Any]) -> Control:
     """A control without weights: on the meta device, which takes no memory and draws no random numbers."""
     with torch.device("meta"):
         return control_class(config["_class_name"]).build(config, facts)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config: dict[str, Any] = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileError(f"{folder} has no {CONFIG}; expected a control folder, such as RUN/control") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise FileError(f"{folder / CONFIG} is damaged ({error}); copy the control again") from None
-    if not isinstance(config, dict):
-        raise FileError(f"{folder / CONFIG} is damaged (no table of settings); copy the control again")
-    if config.get("_class_name") not in CLASSES:
-        kind, expected = config.get("_class_name"), " or ".join(CLASSES)
-        raise FileError(f"{folder / CONFIG} describes a {kind}; expected a {expected}")
-    return config
-
-
-def read_metadata(folder: Path) -> dict[str, Any]:
+def read_metadata(path: Path) -> dict[str, Any]:
     """What Bridle wrote beside the weights; empty for a control that another tool wrote."""
-    with open_weights(folder) as file:
-        text = (file.metadata() or {}).get(METADATA_KEY, "{}")
-    try:
-        return dict(json.loads(text))
-    except (TypeError, ValueError):
-        raise FileError(f"{folder / WEIGHTS} is damaged (its metadata is no table); copy the control again") from None
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    with open_weights(folder) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dictionary
+    return read_facts(open_weights(path))
 
 
 def save_delta(delta: dict[str, Tensor], folder: Path, facts: dict[str, Any]) -> str:
@@ -117,15 +100,13 @@ def save_delta(delta: dict[str, Tensor], folder: Path, facts: dict[str, Any]) ->
 def read_delta(folder: Path, name: Any) -> dict[str, Tensor]:
     """Raises: FileError: the file that the weights name is missing, damaged, or another one."""
     if not isinstance(name, str) or not DELTA_NAME.fullmatch(name):  # a name from outside could lead anywhere
-        raise FileError(f"{folder / WEIGHTS} is damaged (it names the base delta {name!r}); copy the control again")
+        raise FileError(f"{folder / WEIGHTS} is damaged (it names the base delta {name!r}); copy it again")
     path = folder / name
     if not path.exists():
         what = "what training changed in the base"
         raise FileError(f"{folder} has no {name}, {what}; copy the whole folder, or save the control again")
-    with open_tensors(path) as file:
-        keys = file.keys()
-        # Copied: a mapped file would tie the control to the folder, which a later save may tidy.
-        delta = {key: file.get_tensor(key).to(torch.float32, copy=True) for key in keys}
+    # Copied: a mapped file would tie the control to the folder, which a later save may tidy.
+    delta = {key: tensor.to(torch.float32, copy=True) for key, tensor in open_weights(path).items()}
     if delta_name(delta) != name:
         raise FileError(f"{path} is not the base delta that {WEIGHTS} was saved with; copy the whole folder again")
     return delta
@@ -148,34 +129,22 @@ def drop_deltas(folder: Path, keep: Any) -> None:
             path.unlink()
 
 
-def open_weights(folder: Path) -> Any:
-    path = folder / WEIGHTS
-    if not path.exists():
-        raise FileError(f"{folder} has no {WEIGHTS}; expected a control folder, such as RUN/control")
-    return open_tensors(path)
-
-
-def open_tensors(path: Path) -> Any:
-    """Raises: FileError: it is no safetensors file."""
-    try:
-        return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as error:
-        raise FileError(f"{path} is damaged ({error}); copy the control again") from None
-
-
-def assign(control: Control, weights: dict[str, Tensor], folder: Path) -> None:
-    """Raises: FileError: names or shapes differ from what the configuration asks for."""
-    expected = control.state_dict()
+def assign(control: Control, weights: Weights) -> None:
+    """Fill a control. Raises: FileError: names or shapes differ from what its configuration asks for."""
+    expected, path = control.state_dict(), weights.path
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
         named = f"{len(missing)} missing {missing[:3]}, {len(extra)} unknown {extra[:3]}"
-        raise FileError(f"the weights in {folder} do not fit its {CONFIG}: {named}; both must come from one save")
-    for name, tensor in weights.items():
-        if tensor.shape != expected[name].shape:
-            shapes = f"{list(tensor.shape)}, the configuration asks for {list(expected[name].shape)}"
-            raise FileError(f"{name} in {folder} has shape {shapes}; both must come from one save")
-    # Copied, not assigned: tensors in a mapped file lie unaligned, and kernels then round differently.
-    control.to_empty(device="cpu").load_state_dict(weights)
+        raise FileError(f"the weights in {path} do not fit their {CONFIG}: {named}; both must come from one save")
+    for name, spec in weights.specs.items():
+        if spec.shape != expected[name].shape:
+            shapes = f"{list(spec.shape)}, the configuration asks for {list(expected[name].shape)}"
+            raise FileError(f"{name} in {path} has shape {shapes}; both must come from one save")
+    if control.device.type == "meta":
+        control.to_empty(device="cpu")
+    for name, parameter in control.state_dict().items():
+        # Copied, not assigned: tensors in a mapped file lie unaligned, and kernels then round differently.
+        parameter.copy_(weights[name])
 
 
 def first_line(error: Exception) -> str:
