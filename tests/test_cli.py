@@ -41,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_verbs_follow_the_data() -> None:
-    assert set(COMMANDS) == {"demo", "train", "plan", "sample", "evaluate", "annotate"}
+    assert set(COMMANDS) == {"demo", "train", "plan", "sample", "evaluate", "annotate", "info", "convert"}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -58,7 +58,7 @@ def test_every_verb_explains_itself_with_an_example_that_parses(verb: str) -> No
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_option_of_every_verb_has_a_help_text(verb: str) -> None:
     texts = [parameter.help for parameter in COMMANDS[verb].params if parameter.name != "help"]
-    assert len(texts) >= 3
+    assert len(texts) >= 2
     assert all(texts)
 
 

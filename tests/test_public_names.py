@@ -11,7 +11,8 @@ import bridle
 
 NAMES = {
     "Base", "BridleError", "Control", "ControlledBlock", "Residuals", "Rig", "RunSettings", "SampleSettings", "attach",
-    "evaluate_run", "generate", "load_base", "load_control", "save_control", "train_run", "zero_conv", "zero_linear",
+    "evaluate_run", "generate", "load_base", "load_control", "load_module_control", "save_control",
+    "train_run", "zero_conv", "zero_linear",
 }  # fmt: skip
 
 

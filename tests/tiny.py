@@ -68,29 +68,41 @@ def make_text_encoder(tokenizer: CLIPTokenizer, seed: int = 2) -> CLIPTextModel:
     return CLIPTextModel(config).eval()
 
 
-def make_pipeline(unet: UNet2DConditionModel | None = None) -> StableDiffusionPipeline:
-    """A stock pipeline of them, silent, with DDIM."""
-    tokenizer = make_tokenizer()
-    scheduler = DDIMScheduler(
+def make_scheduler(prediction: str = "epsilon") -> DDIMScheduler:
+    return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+        prediction_type=prediction,
     )
+
+
+def make_pipeline(
+    unet: UNet2DConditionModel | None = None, scheduler: DDIMScheduler | None = None
+) -> StableDiffusionPipeline:
+    """A stock pipeline of them, silent, with DDIM."""
+    tokenizer = make_tokenizer()
     pipeline = StableDiffusionPipeline(
         vae=make_vae(),
         text_encoder=make_text_encoder(tokenizer),
         tokenizer=tokenizer,
         unet=unet or make_unet(),
-        scheduler=scheduler,
+        scheduler=scheduler or make_scheduler(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def make_sd2_pipeline() -> StableDiffusionPipeline:
+    """What Stable Diffusion 2.1 differs in: linear projections, a number of heads per level, predicted velocity."""
+    unet = make_unet(use_linear_projection=True, attention_head_dim=(2, 2, 4, 4))
+    return make_pipeline(unet, make_scheduler("v_prediction"))
 
 
 def make_base() -> Base:

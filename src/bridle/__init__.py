@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from bridle.control.control import Control
     from bridle.control.residuals import Residuals
     from bridle.errors import BridleError
+    from bridle.files.module import load_module_control
     from bridle.files.weights import load_control, save_control
     from bridle.run import RunSettings, evaluate_run, train_run
     from bridle.sample.sampler import generate
@@ -33,6 +34,7 @@ _HOMES = {
     "generate": "bridle.sample.sampler",
     "load_base": "bridle.base.load",
     "load_control": "bridle.files.weights",
+    "load_module_control": "bridle.files.module",
     "save_control": "bridle.files.weights",
     "train_run": "bridle.run",
     "zero_conv": "bridle.control.block",
@@ -53,6 +55,7 @@ __all__ = [
     "generate",
     "load_base",
     "load_control",
+    "load_module_control",
     "save_control",
     "train_run",
     "zero_conv",

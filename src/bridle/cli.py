@@ -111,32 +111,56 @@ def plan(
 
 @app.command()
 def sample(
-    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe, TOML or JSON; see docs/sampling.md.")] = None,
+    picture: Annotated[Path | None, typer.Option("--from", help="A PNG drawn before: draw it again.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to draw.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
     control: Annotated[Path | None, typer.Option(help="A control folder, such as run/control.")] = None,
     hint: Annotated[Path | None, typer.Option(help="The hint as a picture.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to make the hint of, with --annotator.")] = None,
-    annotator: Annotated[str, typer.Option(help="canny, soft_edge or scribble.")] = "canny",
-    base: Annotated[
-        str, typer.Option(help="embedded, a diffusers folder, or a hub id in the local cache.")
-    ] = "embedded",
-    scale: Annotated[float, typer.Option(help="How strongly the control pulls.")] = 1.0,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance.")] = 4.0,
-    scheduler: Annotated[str, typer.Option(help="ddim, ddpm, dpm++, euler, euler-a, heun, pndm or unipc.")] = "ddim",
-    seed: Annotated[int, typer.Option(help="Of the noise; the first one with --count.")] = 0,
+    annotator: Annotated[str | None, typer.Option(help="canny where not given, soft_edge or scribble.")] = None,
+    scale: Annotated[float | None, typer.Option(help="How strongly the control pulls: 1 where not given.")] = None,
+    base: Annotated[str | None, typer.Option(help="As for training: embedded where not given.")] = None,
+    init: Annotated[Path | None, typer.Option(help="A picture to begin from.")] = None,
+    strength: Annotated[float | None, typer.Option(help="How far to go from it: 0.75 where not given.")] = None,
+    mask: Annotated[Path | None, typer.Option(help="Where it is drawn anew: white. Elsewhere it is kept.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps: 20 where not given.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance: 4 where not given.")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="Such as ddim or dpm++; the base's where not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the noise, 0 where not given; the first with --count.")] = None,
+    overrides: Overrides = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures, with seeds one after another.")] = 1,
     out: Annotated[Path, typer.Option(help="The PNG to write; numbered with --count.")] = Path("sample.png"),
     as_json: AsJson = False,
 ) -> None:
-    """Draw a picture, steered by a hint. The PNG carries its settings.
+    """Draw a picture, steered by hints. The PNG carries its recipe; `--from` draws it again, with what else is given.
 
     Example: `bridle sample --control run/control --hint edges.png --prompt "a red apple" --out apple.png`
     """
+    from bridle.run.recipes import read_recipe, warn_of_changes
     from bridle.run.sampling import sample_to_files
-    from bridle.sample.settings import SampleSettings
 
-    how = SampleSettings(steps=steps, guidance=guidance, scheduler=scheduler, scale=scale)
-    paths = sample_to_files(prompt, control, hint, image, annotator, base, how, range(seed, seed + count), out)
+    flags = {
+        "prompt": prompt,
+        "negative_prompt": negative,
+        "base": base,
+        "seed": seed,
+        "control": control,
+        "hint": hint,
+        "image": image,
+        "annotator": annotator,
+        "scale": scale,
+        "init": init,
+        "strength": strength,
+        "mask": mask,
+        "steps": steps,
+        "guidance": guidance,
+        "scheduler": scheduler,
+    }
+    asked = read_recipe(recipe, picture, flags, overrides or [])
+    for line in warn_of_changes(picture, asked):
+        print(f"bridle: {line}", file=sys.stderr)
+    paths = sample_to_files(asked, out, count)
     say({"pictures": [str(path) for path in paths]}, as_json, lines=[str(path) for path in paths])
 
 
@@ -175,6 +199,46 @@ def annotate(
 
     annotate_file(image, out, annotator)
     say({"hint": str(out)}, as_json, lines=[str(out)])
+
+
+@app.command()
+def info(
+    path: Annotated[Path, typer.Argument(help="A weight file, or a diffusers folder.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say what a file is: kind, family, links, hint channels, parameters, precision, metadata, sha256.
+
+    Example: `bridle info control_v11p_sd15_canny.pth`
+    """
+    from bridle.files.info import describe, lines_of
+
+    about = describe(path)
+    say(about, as_json, lines=lines_of(about))
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A control: any file or folder that `bridle info` calls usable.")],
+    out: Annotated[Path, typer.Argument(help="The .safetensors file to write; for diffusers the folder.")],
+    to: Annotated[str, typer.Option(help="official, diffusers, comfyui or difference.")],
+    base: Annotated[
+        str | None,
+        typer.Option(help="For a difference: embedded, a folder or a checkpoint; for official: a checkpoint."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="float32, float16 or bfloat16; unchanged where not given.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a control in the format of another tool; its metadata goes along.
+
+    Example: `bridle convert run/control edges.safetensors --to comfyui --dtype float16`
+    """
+    from bridle.files.convert import convert as convert_file
+    from bridle.files.show import byte_bar
+
+    with byte_bar("converting") as progress:
+        done = convert_file(source, out, to, base=base, dtype=dtype, progress=progress)
+    written = f"{done.path}: {done.parameters:,} parameters, {done.size_bytes / 1e6:,.1f} MB"
+    say(asdict(done), as_json, lines=[written, *done.notes])
 
 
 def read_settings(path: Path | None, data: Path | None, overrides: list[str] | None) -> "RunSettings":

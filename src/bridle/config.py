@@ -40,10 +40,17 @@ def read(settings: type[S], path: Path | None, overrides: Iterable[str] = ()) ->
     Raises: ConfigError: the file cannot be read or is no TOML, a key is unknown or missing, or a value has the wrong
         type.
     """
-    table = {} if path is None else _load(path)
+    return build(settings, overlay({} if path is None else load(path), overrides))
+
+
+def overlay(table: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Lay `key=value` overrides over a table, in place; the entries of an array are counted from 0: "controls.0.scale".
+
+    Raises: ConfigError: one is not of that form, or leads nowhere.
+    """
     for override in overrides:
         _apply(table, override)
-    return build(settings, table)
+    return table
 
 
 def build(settings: type[S], table: Mapping[str, Any], prefix: str = "") -> S:
@@ -86,7 +93,8 @@ def _fields(settings: Any) -> list[dataclasses.Field[Any]]:
     return [field for field in dataclasses.fields(settings) if field.init]
 
 
-def _load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """A TOML file as it stands. Raises: ConfigError: it cannot be read, or is no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -115,11 +123,20 @@ def _apply(table: dict[str, Any], override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"override {override!r} is not of the form key=value; for example --set train.lr=1e-5")
     *parents, name = key.strip().split(".")
+    place: Any = table
     for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
+        place = _entry(place, parent, override) if isinstance(place, list) else place.setdefault(parent, {})
+        if not isinstance(place, dict | list):
             raise ConfigError(f"override {override!r}: {parent} is a value, not a table; leave out what follows it")
-    table[name] = _value(text)
+    if isinstance(place, list):
+        raise ConfigError(f"override {override!r}: {parents[-1]} is an array; name a setting of one of its entries")
+    place[name] = _value(text)
+
+
+def _entry(array: list[Any], key: str, override: str) -> Any:
+    if not (key.isdecimal() and int(key) < len(array)):
+        raise ConfigError(f"override {override!r}: {key} is none of the {len(array)} entries; they count from 0")
+    return array[int(key)]
 
 
 def _value(text: str) -> Any:

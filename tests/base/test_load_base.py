@@ -1,5 +1,7 @@
 """A base is found, locked and checked; what is no base says what to give instead."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pytest
 import tiny
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
 
 from bridle.base.base import Base
 from bridle.base.load import load_base
@@ -92,11 +95,11 @@ def test_the_schedule_is_that_of_training_whatever_the_sampler(base: Base) -> No
     assert torch.equal(base.schedule.signal, base.pipeline.scheduler.alphas_cumprod.sqrt())
 
 
-@pytest.mark.parametrize("where", ["no-such/model", "no-such-model", "no/such/folder", "./nothing here"])
+@pytest.mark.parametrize("where", ["no-such-model", "no/such/folder", "./nothing here", "no-such/file.safetensors"])
 def test_a_base_that_is_not_there_says_what_to_give(where: str) -> None:
     with pytest.raises(BaseError) as raised:
         load_base(where)
-    said = [where, "was not found", '"embedded"', "path of a diffusers folder", "local cache"]
+    said = [where, "was not found", '"embedded"', "path of a diffusers folder", ".safetensors or .ckpt", "hub id"]
     assert [part for part in said if part not in str(raised.value)] == []
     assert "\n" not in str(raised.value)
 
@@ -112,6 +115,76 @@ def test_a_damaged_base_is_named(tmp_path: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(BaseError, match=rf"base folder {tmp_path} cannot be loaded"):
         load_base(tmp_path)
+
+
+def test_a_part_that_is_missing_is_named(tmp_path: Path) -> None:
+    tiny.make_pipeline().save_pretrained(tmp_path)
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(tmp_path / "scheduler")
+    with pytest.raises(BaseError, match=r"lacks vae/\*\.safetensors, scheduler/\*\.json; expected a diffusers folder"):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_weight_that_a_folder_lacks_is_named_and_not_made_up(tmp_path: Path, part: str) -> None:
+    tiny.make_pipeline().save_pretrained(tmp_path)
+    (path,) = (tmp_path / part).glob("*.safetensors")
+    tensors = load_file(path)
+    lost = next(name for name in tensors if name.endswith("norm1.weight"))
+    del tensors[lost]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(BaseError, match=rf"lacks, or has NaN in, 1 of the \d+ weights of its {part}, such as {lost};"):
+        load_base(tmp_path)
+
+
+def test_a_folder_with_weights_in_float16_alone_loads(tmp_path: Path) -> None:
+    tiny.make_pipeline().save_pretrained(tmp_path, variant="fp16")
+    assert load_base(tmp_path, dtype=torch.float16).denoiser.dtype == torch.float16
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"_class_name": ["pipeline", "Trap"]}, "wants to run code of its own"),
+        ({"unet": ["trap", "UNet2DConditionModel"]}, r"wants to run code of its own \(trap.UNet2DConditionModel\)"),
+        ({"unet": ["diffusers", "MotionModel"]}, "is a MotionModel with 1 text encoders; expected UNet2DCondition"),
+        ({"unet": [None, None]}, "is a pipeline without U-Net or transformer"),
+        ({"text_encoder": ["os", "system"]}, r"wants to run code of its own \(os.system\)"),
+    ],
+)
+def test_an_index_that_asks_for_other_code_is_refused_and_runs_none(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], said: str
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    for name in ("trap.py", "pipeline.py", "unet/trap.py"):
+        (tmp_path / name).write_text("raise SystemExit('trapped')")
+    monkeypatch.chdir(tmp_path)
+    index = json.loads((folder / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | change))
+    with pytest.raises(BaseError, match=said):
+        load_base(tmp_path)
+
+
+@pytest.mark.parametrize("index", ["", "[]", "null", "{" * 10])
+def test_a_damaged_index_is_refused(folder: Path, tmp_path: Path, index: str) -> None:
+    (tmp_path / "model_index.json").write_text(index)
+    with pytest.raises(BaseError, match=r"cannot be loaded \(model_index.json is"):
+        load_base(tmp_path)
+
+
+def test_the_extras_of_published_folders_are_left_out(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {
+        "_class_name": "StableDiffusionInpaintPipeline",
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"],
+        "feature_extractor": ["transformers", "CLIPFeatureExtractor"],
+        "requires_safety_checker": True,
+    }
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    pipeline = load_base(tmp_path).pipeline
+    assert type(pipeline) is StableDiffusionPipeline
+    assert (pipeline.safety_checker, pipeline.config.requires_safety_checker) == (None, False)
 
 
 def test_a_base_that_asks_for_conditions_of_other_families_is_refused(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_each_pair_and_each_distinct_caption_is_encoded_once(house: House) -> No
 @pytest.mark.parametrize("rows_per_shard", [1, 4, 1000])
 def test_a_batch_gives_back_what_went_in(house: House, rows_per_shard: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "PAIRS_PER_SHARD", rows_per_shard)
-    monkeypatch.setattr(shards, "CAPTIONS_PER_SHARD", rows_per_shard)
+    monkeypatch.setattr(shards, "TEXT_SHARD_BYTES", rows_per_shard * 40)  # of one caption: 2 states of 5, float32
     cache = house.build()
     ids = [*reversed(cache.train_ids), *cache.held_out_ids, cache.train_ids[0]]
     batch = cache.batch(ids)

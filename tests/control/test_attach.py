@@ -202,7 +202,7 @@ def test_scales_act_link_by_link(stock: StableDiffusionPipeline, control: Contro
     given = {"down_block_additional_residuals": by_hand.down, "mid_block_additional_residual": by_hand.mid}
     expected = predict(stock.unet, **given)
     with attach(stock, edge=control) as rig:
-        rig["edge"].set(hint=HINT, scale=scales)
+        rig["edge"].set(hint=HINT, weights=scales)
         assert torch.equal(predict(stock.unet), expected)
 
 

@@ -9,9 +9,13 @@ import torch
 
 from bridle.base.base import Base
 from bridle.control.control import Control
+from bridle.control.strength import Strength
 from bridle.errors import BridleError, ConfigError, HintError, SampleError
-from bridle.sample.sampler import generate, reconstruct, set_scheduler
+from bridle.sample.pipelines import pick_pipeline
+from bridle.sample.sampler import generate, reconstruct
+from bridle.sample.scheduler import set_scheduler
 from bridle.sample.settings import SCHEDULERS, SampleSettings
+from bridle.sample.steering import Init, Steering
 
 # diffusers' schedulers hand torch tensors to numpy in a way that numpy 2 asks to be changed.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -86,7 +90,7 @@ def test_pictures_have_the_size_of_the_hints_of_the_request_or_of_the_base(base:
     ("hints", "prompts", "seeds", "size_px", "kind", "said"),
     [
         (HINTS[:2], PROMPTS, SEEDS, None, SampleError, "2 hints, 3 prompts, 3 seeds; expected as many of each"),
-        (HINTS, PROMPTS, SEEDS[:2], None, SampleError, "3 hints, 3 prompts, 2 seeds"),
+        (HINTS, PROMPTS, SEEDS[:2], None, SampleError, "3 prompts, 2 seeds; expected as many of each"),
         ([HINTS[0], HINTS[1][:32]], PROMPTS[:2], SEEDS[:2], None, SampleError, "expected one size: resize them"),
         ([HINTS[0][:60]], [""], [0], None, SampleError, "picture is 64x60 px; expected multiples of 8"),
         (HINTS[:1], [""], [0], (0, 64), SampleError, "picture is 64x0 px; expected multiples of 8"),
@@ -118,9 +122,105 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], said: str) ->
         SampleSettings(**values)
 
 
-def test_an_unknown_scheduler_is_refused(base: Base) -> None:
-    with pytest.raises(SampleError, match="scheduler 'dimm' is unknown; expected one of ddim"):
-        set_scheduler(base, "dimm")
+def test_any_scheduler_of_diffusers_can_be_named_by_its_class(base: Base, control: Control) -> None:
+    assert set_scheduler(base, "auto") == "ddim"
+    assert distance(draw(base, control, scheduler="DDIMScheduler"), draw(base, control, scheduler="ddim")) == 0
+    assert distance(draw(base, control, scheduler="LMSDiscreteScheduler"), draw(base, control)) > 1
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("dimm", "scheduler 'dimm' is unknown; expected one of ddim"),
+        ("NoScheduler", "scheduler 'NoScheduler' is unknown; .* or a scheduler class of diffusers"),
+        ("StableDiffusionPipeline", "scheduler 'StableDiffusionPipeline' is unknown"),
+        ("flow-euler", "scheduler 'flow-euler' is not for Stable Diffusion; expected one of ddim"),
+        ("FlowMatchEulerDiscreteScheduler", "is not for Stable Diffusion"),
+    ],
+)
+def test_a_scheduler_that_is_none_or_for_another_kind_of_base_is_refused(base: Base, name: str, said: str) -> None:
+    with pytest.raises(SampleError, match=said):
+        set_scheduler(base, name)
+
+
+# --- several controls, and pictures to begin from
+
+LEFT = np.zeros((64, 64), np.uint8)
+LEFT[:, :32] = 255
+
+
+def ask(base: Base, control: Any, rows: slice = slice(3), **more: Any) -> list[np.ndarray]:
+    settings = SampleSettings(steps=4, batch=2, scale=more.pop("scale", 1.0))
+    return generate(base, control, [], PROMPTS[rows], SEEDS[rows], settings, (64, 64), **more)
+
+
+def test_several_controls_sum_each_with_its_own_hints_strength_and_region(base: Base, control: Control) -> None:
+    other = tiny.wake(Control.from_base(base.pipeline), seed=30)
+    one = Steering(control=control, hints=HINTS)
+    two = Steering(control=other, hints=HINTS[:1], strength=Strength(scale=0.5, end=0.5), mask=LEFT)
+    both = ask(base, {"a": one, "b": two})
+    assert distance(ask(base, {"b": two, "a": one}), both) <= 1
+    for fewer in ({"a": one}, {"b": two}, {}):
+        assert distance(ask(base, fewer), both) > 1
+    alone = [ask(base, {"a": Steering(control=control, hints=[HINTS[2]]), "b": two}, slice(2, 3))[0]]
+    assert distance(alone, both[2:]) <= 1  # a batch has each picture's own hint, or the one for all
+    assert distance(ask(base, {"a": one}), generate(base, control, HINTS, PROMPTS, SEEDS, SampleSettings(steps=4))) <= 1
+    assert distance(ask(base, {"a": one, "b": two}, scale=0.0), ask(base, {})) == 0
+
+
+@pytest.mark.parametrize("mask", [None, LEFT])
+def test_a_picture_begins_from_another_one_and_is_the_same_alone_and_in_a_batch(
+    base: Base, control: Control, mask: np.ndarray | None
+) -> None:
+    steering = {"a": Steering(control=control, hints=HINTS)}
+    init = Init(image=HINTS[0], strength=0.5, mask=mask)
+    pictures = ask(base, steering, init=init)
+    assert (
+        distance(ask(base, {"a": Steering(control=control, hints=[HINTS[1]])}, slice(1, 2), init=init), pictures[1:2])
+        <= 1
+    )
+    for other in (None, Init(image=HINTS[1], strength=0.5, mask=mask), Init(image=HINTS[0], strength=1.0, mask=mask)):
+        assert distance(ask(base, steering, init=other), pictures) > 1
+    assert distance(ask(base, {}, init=init), pictures) > 1  # the control acts there, too
+
+
+def test_inpainting_keeps_what_lies_outside_the_mask_pixel_by_pixel(base: Base) -> None:
+    (picture,) = ask(base, {}, slice(1), init=Init(image=HINTS[0], mask=LEFT))
+    assert np.array_equal(picture[:, 32:], HINTS[0][:, 32:])
+    assert not np.array_equal(picture[:, :32], HINTS[0][:, :32])
+
+
+def test_beginning_from_a_picture_copies_no_weights_and_leaves_the_base_as_it_is(base: Base) -> None:
+    pipeline, parts = base.pipeline, dict(base.pipeline.components)
+    ask(base, {}, slice(1), init=Init(image=HINTS[0], mask=LEFT))
+    other = pick_pipeline(base, Init(image=HINTS[0], mask=LEFT))
+    assert base.pipeline is pipeline
+    assert all(other.components[name] is part for name, part in parts.items() if name != "scheduler")
+
+
+def test_negative_prompts_count_picture_by_picture(base: Base) -> None:
+    plain = ask(base, {})
+    pictures = ask(base, {}, negative_prompts=["", "blur", ""])
+    assert distance(pictures[:1], plain[:1]) <= 1
+    assert distance(pictures[1:2], plain[1:2]) > 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        ({"init": {"image": HINTS[0], "strength": 0.0}}, "strength is 0.0; expected above 0 and at most 1"),
+        ({"init": {"image": HINTS[0], "strength": 0.2}}, "4 steps at strength 0.2 are no step at all; raise either"),
+        ({"init": {"image": HINTS[0], "mask": LEFT[:32]}}, r"mask has shape \[32, 64\] for a picture of \[64, 64\]"),
+        ({"init": {"image": HINTS[0][:32]}}, "init image is 64x32 px, the picture 64x64 px; expected one size"),
+        ({"negative_prompts": ["blur"]}, "1 negative prompts, 3 prompts, 3 seeds; expected as many of each"),
+    ],
+)
+def test_a_beginning_that_does_not_add_up_is_refused(base: Base, request_: dict[str, Any], said: str) -> None:
+    def begin() -> None:
+        ask(base, {}, **{name: Init(**value) if name == "init" else value for name, value in request_.items()})
+
+    with pytest.raises(SampleError, match=said):
+        begin()
 
 
 def test_reconstruction_goes_through_the_autoencoder(base: Base) -> None:

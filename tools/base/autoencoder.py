@@ -1,9 +1,10 @@
 """Train the base's autoencoder: f8, four latent channels, on random 64 px crops.
 
-In: `pictures.zip`. Out: `<out>/state.pt` (resumable) and `<out>/vae/` (diffusers format, averaged weights, float32).
+In: `pictures.zip`, and rendered scenes where there are any (tools/scenes). Out: `<out>/autoencoder.pt` (resumable) and
+`<out>/vae/` (diffusers format, averaged weights, float32).
 A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are.
 
-    python tools/base/autoencoder.py --pictures work/base/pictures.zip --out work/base --steps 6000
+    python tools/base/autoencoder.py --scenes work/scenes/cc0 --out work/base --steps 9000
 """
 
 import argparse
@@ -35,11 +36,27 @@ def build() -> AutoencoderKL:
     )
 
 
-def draw_crops(rgba: np.ndarray, count: int, rng: np.random.Generator) -> Tensor:
-    """Crops on white or a plain colour, some flipped, some in permuted colours. Returns: [B, 3, 64, 64] in [-1, 1]."""
+def load_scenes(folders: list[Path], held_out: bool) -> np.ndarray:
+    """The colour pictures of rendered scenes, split by object. Returns: [N, 128, 128, 4] uint8, opaque."""
+    found = []
+    for path in sorted(path for folder in folders for path in folder.glob("*.npz")):
+        with np.load(path) as scene:
+            if (json.loads(str(scene["about"]))["split"] != "train") == held_out:
+                found.append(
+                    np.dstack([scene["picture"], np.full((pictures.SIZE_PX, pictures.SIZE_PX), 255, np.uint8)])
+                )
+    return np.stack(found) if found else np.empty((0, pictures.SIZE_PX, pictures.SIZE_PX, 4), np.uint8)
+
+
+def draw_crops(kinds: list[np.ndarray], count: int, rng: np.random.Generator) -> Tensor:
+    """Crops on white or a plain colour, some flipped, some in permuted colours. Returns: [B, 3, 64, 64] in [-1, 1].
+
+    Args: kinds: of pictures, each [N, 128, 128, 4] uint8, drawn from equally often.
+    """
     crops = np.empty((count, CROP_PX, CROP_PX, 3), np.float32)
     for i in range(count):
         y, x = rng.integers(0, pictures.SIZE_PX - CROP_PX + 1, 2)
+        rgba = kinds[rng.integers(len(kinds))]
         crop = rgba[rng.integers(len(rgba)), y : y + CROP_PX, x : x + CROP_PX]
         ground = np.ones(3) if rng.random() < 0.6 else rng.random(3)
         crops[i] = pictures.over(crop, ground)
@@ -76,8 +93,12 @@ def held_out_pictures(concepts: list[pictures.Concept], rgba: np.ndarray, count:
 def train(args: argparse.Namespace) -> None:
     device, stop, started = state.pick_device(), state.Stop(), time.time()
     concepts, rgba = pictures.load(args.pictures)
-    held_out = held_out_pictures(concepts, rgba).to(device)
-    rgba = rgba[[i for i, concept in enumerate(concepts) if not concept.held_out]]
+    held_out = {"emoji": held_out_pictures(concepts, rgba).to(device)}
+    kinds = [rgba[[i for i, concept in enumerate(concepts) if not concept.held_out]]]
+    if args.scenes:
+        kinds.append(load_scenes(args.scenes, held_out=False))
+        unseen = pictures.over(load_scenes(args.scenes, held_out=True)[:64], np.ones(3))
+        held_out["scenes"] = torch.from_numpy(unseen).permute(0, 3, 1, 2).to(device) * 2 - 1
 
     torch.manual_seed(0)
     name = "decoder.pt" if args.decoder_only else "autoencoder.pt"
@@ -98,11 +119,15 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
         print(f"resumed at step {step}", flush=True)
+    elif args.start is not None:
+        weights = state.load(args.start)["ema"]
+        vae.load_state_dict(weights)
+        ema.load_state_dict(weights)
 
     while step < args.steps and not stop and time.time() - started < args.minutes * 60:
         for group in optimizer.param_groups:
             group["lr"] = args.lr * state.warmup_cosine(step, total=args.steps)
-        target = draw_crops(rgba, args.batch, np.random.default_rng((step, args.decoder_only))).to(device)
+        target = draw_crops(kinds, args.batch, np.random.default_rng((step, args.decoder_only))).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample()).sample
@@ -114,7 +139,8 @@ def train(args: argparse.Namespace) -> None:
         state.average(ema, vae, step, decay=0.998)
         step += 1
         if step % args.report == 0 or step == args.steps:
-            row = {"step": step, "loss": round(loss.item(), 4), "psnr_db": round(measure_psnr(ema, held_out), 2)}
+            psnr = {f"psnr_db_{kind}": round(measure_psnr(ema, some), 2) for kind, some in held_out.items()}
+            row = {"step": step, "loss": round(loss.item(), 4), **psnr}
             print(json.dumps({**row, "crops_per_s": round(args.batch * step / (time.time() - started), 1)}), flush=True)
             write(args.out, name, vae, ema, optimizer, step)
     write(args.out, name, vae, ema, optimizer, step)
@@ -133,6 +159,8 @@ def write(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
+    parser.add_argument("--scenes", type=Path, nargs="*", default=[], help="folders of rendered scenes")
+    parser.add_argument("--start", type=Path, help="an autoencoder.pt whose averaged weights to begin with")
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16)

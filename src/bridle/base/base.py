@@ -47,7 +47,8 @@ class Base:
     @property
     def encoders(self) -> list[nn.Module]:
         """What training needs only once per pair: the autoencoder, where there is one, and the text encoders."""
-        return [getattr(self.pipeline, name) for name in ("vae", *self.family.encoders) if hasattr(self.pipeline, name)]
+        found = [getattr(self.pipeline, name, None) for name in ("vae", *self.family.encoders)]
+        return [part for part in found if part is not None]
 
     @property
     def vae(self) -> Any:

@@ -1,6 +1,7 @@
 """A family of bases: what its pipelines consist of, and how they are told of captions. One small file each beside this.
 
-Stable Diffusion 1 and 2: sd.py    SDXL: sdxl.py
+Stable Diffusion 1 and 2: sd.py    SDXL: sdxl.py    Stable Diffusion 3: sd3.py    Flux.1: flux.py
+U-Nets on pixels: pixel.py
 """
 
 from collections.abc import Callable
@@ -22,7 +23,9 @@ class Family:
         parts: of its pipelines, that none may lack; its text encoders' names begin with "text_encoder".
         encode: captions to what the denoiser is told of them, on the pipeline's device; what is too long is cut.
         text_to_image, image_to_image, inpaint: diffusers' stock pipelines; empty where there is none.
+        optional: further parts, which a pipeline may hold or lack.
         scheduler: the one to sample with where none is named, see `bridle.sample.settings.SCHEDULERS`.
+        schedulers: the only ones that its stock pipelines work with; empty: any for its kind of noise schedule.
     """
 
     name: str
@@ -32,25 +35,36 @@ class Family:
     image_to_image: str
     inpaint: str
     scheduler: str
+    optional: tuple[str, ...] = ()
+    schedulers: tuple[str, ...] = ()
 
     @property
     def encoders(self) -> tuple[str, ...]:
-        return tuple(part for part in self.parts if part.startswith("text_encoder"))
+        return tuple(part for part in (*self.parts, *self.optional) if part.startswith("text_encoder"))
 
 
 # By the denoiser's class and the number of text encoders.
 HOMES = {
     ("UNet2DConditionModel", 1): "bridle.base.sd",
     ("UNet2DConditionModel", 2): "bridle.base.sdxl",
+    ("SD3Transformer2DModel", 3): "bridle.base.sd3",
+    ("FluxTransformer2DModel", 2): "bridle.base.flux",
+    ("UNet2DModel", 0): "bridle.base.pixel",
 }
 
 
 def family_of(pipeline: Any) -> Family:
     """Raises: BaseError: it belongs to none."""
-    kind = type(denoiser_of(pipeline)).__name__
     count = sum(name.startswith("text_encoder") for name in getattr(pipeline, "components", {}))
+    return find_family(type(denoiser_of(pipeline)).__name__, count, "base")
+
+
+def find_family(kind: str, count: int, owner: str) -> Family:
+    """Of a denoiser's class and the number of text encoders beside it.
+
+    Args: owner: what errors call the base. Raises: BaseError: there is none.
+    """
     if (kind, count) not in HOMES:
         known = ", ".join(f"{kind} with {count} text encoders" for kind, count in HOMES)
-        what = f"{type(pipeline).__name__} with {count} text encoders and a {kind}"
-        raise BaseError(f"base is a {what}; expected {known}")
+        raise BaseError(f"{owner} is a {kind} with {count} text encoders; expected {known}")
     return cast(Family, import_module(HOMES[kind, count]).FAMILY)

@@ -1,17 +1,18 @@
-"""Bases: the embedded one, a diffusers folder, or a hub id. Out: a `Base`, a stock pipeline with encoders at hand."""
+"""Bases: the embedded one, a folder, a checkpoint, or a hub id. Out: a `Base`, a stock pipeline and its encoders."""
 
-import json
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from huggingface_hub.utils import logging as hub_logging
 from transformers.utils import logging as transformers_logging
 
 from bridle.base.base import Base
+from bridle.base.checkpoint import SUFFIXES, read_checkpoint
+from bridle.base.folder import EXPECTED, read_folder
+from bridle.base.hub import HUB_ID, fetch
 from bridle.errors import BaseError
 
 EMBEDDED = "embedded"
@@ -30,29 +31,33 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
     """Load a base.
 
     Args:
-        where: "embedded", a folder in diffusers format, or a hub id that is already in the local cache.
+        where: "embedded", a folder in diffusers format, a checkpoint in one file (.safetensors, or .ckpt, of which only
+            weights are read), or the id of a model at the hub, which is fetched unless it is in the local cache.
         dtype: of the weights in memory; training keeps float32 and computes in bfloat16.
         device: a torch device, or "auto": a GPU where there is one.
 
-    Raises: BaseError: nothing is found there, or it is of no family that is supported.
+    Raises: BaseError: nothing is found there, files are missing or damaged, or it is of no family that is supported.
     """
     embedded = str(where) == EMBEDDED
-    folder = embedded_folder() if embedded else where
-    device = pick_device(device)
-    try:
-        with quiet():
-            pipeline = read_pipeline(folder, dtype)
-    except (OSError, ValueError) as error:
-        raise BaseError(explain(str(where), error)) from None
-    return Base(pipeline.to(device), f"{EMBEDDED}/{Path(folder).name}" if embedded else str(where))
+    with quiet():
+        path = embedded_folder() if embedded else find(str(where))
+        pipeline = read_folder(path, dtype) if path.is_dir() else read_checkpoint(path, dtype)
+    return Base(pipeline.to(pick_device(device)), f"{EMBEDDED}/{path.name}" if embedded else str(where))
 
 
-def read_pipeline(where: str | Path, dtype: torch.dtype) -> Any:
-    """The stock pipeline, without a safety checker: training never draws for others to see."""
-    index = Path(where) / DiffusionPipeline.config_name
-    parts = json.loads(index.read_text(encoding="utf-8")) if index.exists() else {}
-    unchecked = {"safety_checker": None, "requires_safety_checker": False} if "safety_checker" in parts else {}
-    return DiffusionPipeline.from_pretrained(where, dtype=dtype, low_cpu_mem_usage=False, **unchecked)
+def find(where: str) -> Path:
+    """A folder or checkpoint on this machine. Raises: BaseError: there is none, and it cannot be fetched."""
+    path = Path(where).expanduser()
+    if path.is_dir() or (path.is_file() and path.suffix in SUFFIXES):
+        return path
+    if path.is_file():
+        raise BaseError(
+            f"base {where} is a {path.suffix or 'bare'} file; expected {' or '.join(SUFFIXES)}, or a folder"
+        )
+    if HUB_ID.fullmatch(where) and path.suffix not in SUFFIXES:
+        return fetch(where)
+    expected = f'give "embedded", the path of {EXPECTED}, a checkpoint ({" or ".join(SUFFIXES)}), or a hub id'
+    raise BaseError(f"base {where!r} was not found; {expected}")
 
 
 def pick_device(name: str) -> str:
@@ -64,23 +69,18 @@ def pick_device(name: str) -> str:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Without the libraries' bars for loading, which end before anyone has read them."""
+    """Without the libraries' bars for loading, which end before anyone has read them, and their advice."""
     libraries = (diffusers_logging, transformers_logging)
     shown = [library for library in libraries if library.is_progress_bar_enabled()]
+    levels = [(library, library.get_verbosity()) for library in (*libraries, hub_logging)]
+    for library, _ in levels:
+        library.set_verbosity_error()
     for library in shown:
         library.disable_progress_bar()
     try:
         yield
     finally:
+        for library, level in levels:
+            library.set_verbosity(level)
         for library in shown:
             library.enable_progress_bar()
-
-
-def explain(where: str, error: Exception) -> str:
-    """One line for what went wrong, with what to do."""
-    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(where).exists():
-        expected = "a diffusers folder with model_index.json, unet, vae, text_encoder, tokenizer and scheduler"
-        return f"base folder {where} cannot be loaded ({first}); expected {expected}"
-    remedy = 'give "embedded", the path of a diffusers folder, or the id of a model that is in the local cache'
-    return f"base {where!r} was not found ({first}); {remedy}"

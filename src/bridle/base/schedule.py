@@ -49,7 +49,9 @@ def read_schedule(scheduler: Any) -> Schedule:
     """
     config = scheduler.config
     if type(scheduler).__name__.startswith("FlowMatch"):
-        plain: Any = FlowMatchEulerDiscreteScheduler.from_config(config, use_dynamic_shifting=False)
+        # Where the shift depends on the size, the fixed one in the same configuration is not in use.
+        unshifted = {"use_dynamic_shifting": False, "shift": 1.0} if config.get("use_dynamic_shifting") else {}
+        plain: Any = FlowMatchEulerDiscreteScheduler.from_config(config, **unshifted)
         spread = plain.sigmas[: config.num_train_timesteps].flip(0)
         return Schedule(1 - spread, spread, spread * config.num_train_timesteps, "flow")
     if config.prediction_type not in get_args(Prediction):

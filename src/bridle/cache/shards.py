@@ -4,7 +4,7 @@ Latents stay float32: a Stable Diffusion posterior's standard deviation reaches 
 hint takes most of the space anyway.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -14,10 +14,10 @@ from torch import Tensor
 from bridle.atomic import write_with
 from bridle.cache.encode import Encoders
 from bridle.cache.index import Row, Shard, TextShard
-from bridle.control.text import join_texts
+from bridle.control.text import Text, join_texts
 
 PAIRS_PER_SHARD = 256  # at 512 px about 200 MB, of which most is the hint
-CAPTIONS_PER_SHARD = 1024  # 77 states of 768: about 240 MB
+TEXT_SHARD_BYTES = 2**28  # of Stable Diffusion about 1,100 captions, of Flux 32
 
 
 class PairWriter:
@@ -54,14 +54,23 @@ class PairWriter:
 def write_captions(folder: Path, captions: list[str], encoders: Encoders, batch: int) -> list[TextShard]:
     """Encode captions and write `text-00000.safetensors`, ...: the tensors of `Text`, float32."""
     shards: list[TextShard] = []
-    for start in range(0, len(captions), CAPTIONS_PER_SHARD):
-        part = captions[start : start + CAPTIONS_PER_SHARD]
-        encoded = [encoders.encode_captions(part[row : row + batch]) for row in range(0, len(part), batch)]
-        text = join_texts([text.to("cpu", torch.float32) for text in encoded])
+    for text in _gather(captions, encoders, batch):
         name = f"text-{len(shards):05}.safetensors"
-        size_bytes = _write(folder / name, text.tensors)
-        shards.append(TextShard(name=name, size_bytes=size_bytes, length=len(part)))
+        shards.append(TextShard(name=name, size_bytes=_write(folder / name, text.tensors), length=len(text)))
     return shards
+
+
+def _gather(captions: list[str], encoders: Encoders, batch: int) -> Iterator[Text]:
+    """Encoded captions, as many at once as a shard takes; those of large bases are megabytes each."""
+    parts: list[Text] = []
+    for row in range(0, len(captions), batch):
+        parts.append(encoders.encode_captions(captions[row : row + batch]).to("cpu", torch.float32))
+        size_bytes = sum(tensor.nbytes for part in parts for tensor in part.tensors.values())
+        if size_bytes >= TEXT_SHARD_BYTES:
+            yield join_texts(parts)
+            parts = []
+    if parts:
+        yield join_texts(parts)
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> int:

@@ -8,15 +8,15 @@ how to make a call, what is copied, and where the links join.
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, ClassVar, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from bridle.control.delta import check_delta
-from bridle.control.hint import HintEncoder
+from bridle.control.delta import check_delta, parameters_of
+from bridle.control.hint import HintEncoder, to_hint
 from bridle.control.residuals import Residuals
 from bridle.control.text import Text
 from bridle.errors import BaseError, ConfigError
@@ -28,9 +28,16 @@ Pull = Callable[[Call], Residuals | None]
 # The family of each denoiser, and of each class that a control's configuration may name; imported when needed.
 BASES = {
     "UNet2DConditionModel": "bridle.control.unet:UNetControl",
+    "SD3Transformer2DModel": "bridle.control.sd3:SD3Control",
+    "FluxTransformer2DModel": "bridle.control.flux:FluxControl",
+    "UNet2DModel": "bridle.control.pixel:PixelControl",
 }
 CLASSES = {
     "ControlNetModel": "bridle.control.unet:UNetControl",
+    "SD3ControlNetModel": "bridle.control.sd3:SD3Control",
+    "FluxControlNetModel": "bridle.control.flux:FluxControl",
+    "BridlePixelControl": "bridle.control.pixel:PixelControl",
+    "BridleModuleControl": "bridle.control.module:ModuleControl",
 }
 HOMES = BASES | CLASSES
 
@@ -52,9 +59,13 @@ class Control(nn.Module, ABC):
     # The settings of a base that a control of it shares, so that it is seen where one does not fit.
     SHARED: ClassVar[tuple[str, ...]]
     # The argument of its denoiser's `forward` that is being denoised, one row per picture.
-    INPUT: ClassVar[str] = "sample"
+    INPUT: str = "sample"
     # Whether `prepare` has anything to do: hints are then pictures of three channels.
     PREPARES: ClassVar[bool] = False
+    # Pixels per latent, along each side, where nothing else is said.
+    SIZE_FACTOR: ClassVar[int] = 8
+    # Latents per token, along each side: pictures are of multiples of this.
+    PATCH: ClassVar[int] = 1
     # Where the parameters are that only the skip links need, which "middle" leaves out.
     SKIPS: ClassVar[tuple[str, ...]] = ()
     # Of the base: what comes after the links, which can be unlocked by itself. Empty: nothing can.
@@ -81,7 +92,7 @@ class Control(nn.Module, ABC):
         hint_channels: int = 3,
         hint_encoder: HintEncoder = "official",
         links: Links = "all",
-        size_factor: int = 8,
+        size_factor: int | None = None,
         layers: int | None = None,
     ) -> "Control":
         """Copy what a control of this base copies.
@@ -91,8 +102,9 @@ class Control(nn.Module, ABC):
             hint_channels: of the hint: 1 for a mask, 3 for a picture, any other number as well.
             hint_encoder: "official" or "paper".
             links: "all", or "middle".
-            size_factor: pixels per latent in each direction.
-            layers: of a transformer: how many of its first blocks are copied; half of them where None.
+            size_factor: pixels per latent in each direction; the family's where None.
+            layers: of a transformer: how many of its first blocks are copied, and of a second kind of blocks as well;
+                where None, half of them (Stable Diffusion 3) or 4 (Flux).
 
         Raises: BaseError: the base is of no family that is supported, or needs what none supports. ConfigError: an
             option has no such value, or this family has no such option.
@@ -102,7 +114,39 @@ class Control(nn.Module, ABC):
         denoiser = denoiser_of(base)
         family = control_class(type(denoiser).__name__)
         family.check_base(denoiser)
+        check_plain(denoiser)
+        size_factor = family.SIZE_FACTOR if size_factor is None else size_factor
         return family.copy_of(denoiser, hint_channels, hint_encoder, links, size_factor, layers)
+
+    @staticmethod
+    def for_module(
+        model: nn.Module,
+        taps: Sequence[str],
+        *,
+        example: Sequence[Any] | Mapping[str, Any],
+        hint: Tensor,
+        hint_at: str | None = None,
+        channels: Literal["first", "last"] | None = None,
+    ) -> "Control":
+        """A control of any model, by naming the blocks that it steers; see docs/any-denoiser.md.
+
+        What lies between the model's input and the last tap is copied, the rest is not.
+
+        Args:
+            model: left as it is. Lock it yourself: `model.requires_grad_(False).eval()`.
+            taps: dotted names of blocks whose outputs take residuals, as `model.named_modules()` has them.
+            example: what the model is called with, by position or by name. It is run once, to see what goes where.
+            hint: of that example, [B, K, N], [B, K, H, W] or [B, K, D, H, W] in [0, 1].
+            hint_at: the block at whose input the hint is added; the first of the taps where None.
+            channels: where the blocks' features have their channels. Where None: last if they are tokens [B, L, D], and
+                first if they are a grid [B, C, ...]; three dimensions are tokens unless the hint has as many.
+
+        Raises: BaseError: a name is none of the model's, or a block cannot be tapped. HintError: the hint's size is no
+            multiple of the features'.
+        """
+        from bridle.control.module import ModuleControl  # here, because it is a Control itself
+
+        return ModuleControl.of(model, taps, example, hint, hint_at, channels)
 
     @classmethod
     def check_base(cls, denoiser: Any) -> None:
@@ -142,6 +186,16 @@ class Control(nn.Module, ABC):
         return int(self.config["conditioning_channels"])
 
     @property
+    def idle(self) -> tuple[str, ...]:
+        """Where the parameters are that no link depends on: files hold them, but they cannot be trained."""
+        return ()
+
+    @property
+    def joints(self) -> tuple[str, ...]:
+        """Where its links join the base: the same for all controls of one attachment."""
+        return (self.CLASS,)
+
+    @property
     @abstractmethod
     def zero_layers(self) -> list[nn.Module]:
         """The zero convolutions that lead out, one per link, in the order of the links."""
@@ -172,6 +226,10 @@ class Control(nn.Module, ABC):
         self.check_hint(hint, call)
         return self.residuals(call, self.encode(hint))
 
+    def read_hint(self, hint: Any) -> Tensor:
+        """What people have at hand as a tensor [B, K, ...]. Raises: HintError: see `bridle.control.hint.to_hint`."""
+        return to_hint(hint, self.hint_channels)
+
     @classmethod
     def prepare(cls, hint: Tensor, pipeline: Any) -> Tensor:
         """Turn a hint into what `encode` takes: nothing to do, unless the base's autoencoder sees hints first.
@@ -181,6 +239,10 @@ class Control(nn.Module, ABC):
             pipeline: of the base.
         """
         return hint
+
+    def fit_hint(self, hint: Tensor, pipeline: Any) -> Tensor:
+        """Prepare a hint for this one control. Those made here want what `prepare` gives, others may differ."""
+        return self.prepare(hint, pipeline)
 
     @abstractmethod
     def check_hint(self, hint: Tensor, call: Call) -> None:
@@ -196,9 +258,13 @@ class Control(nn.Module, ABC):
 
     # --- and from residuals to the base
 
+    def place(self, residuals: Residuals, denoiser: Any) -> Residuals:
+        """One residual for every place where the base takes one, so that controls of different depth can be summed."""
+        return residuals
+
     @abstractmethod
     def keywords(self, residuals: Residuals) -> dict[str, Any]:
-        """The residuals as arguments of the denoiser's `forward`."""
+        """The residuals, placed, as arguments of the denoiser's `forward`."""
 
     def given(self, call: Call) -> Residuals | None:
         """The residuals that a call brings along, put there by a pipeline with a control of its own."""
@@ -210,7 +276,7 @@ class Control(nn.Module, ABC):
 
     def join(self, denoiser: Any, call: Call, residuals: Residuals) -> Tensor:
         """The base's prediction, steered: [B, C, h, w]."""
-        output: Tensor = denoiser(**call, **self.keywords(residuals)).sample
+        output: Tensor = denoiser(**call, **self.keywords(self.place(residuals, denoiser))).sample
         return output
 
     def steer(self, denoiser: nn.Module, pull: Pull) -> Callable[[], None]:
@@ -228,8 +294,10 @@ class Control(nn.Module, ABC):
         Args:
             owner: what errors call this control.
 
-        Raises: ConfigError: it is of another family, widths, device or type, or the base delta does not fit.
+        Raises: BaseError: the base is not supported. ConfigError: it is of another family, widths, device or type, or
+            the base delta does not fit.
         """
+        control_class(type(denoiser).__name__).check_base(denoiser)
         remedy = "attach it to the base it was trained on, or to one of the same family"
         if HOMES.get(type(denoiser).__name__) != HOMES[self.CLASS]:
             raise ConfigError(f"{owner} steers {self.CLASS}s' bases, this one is a {type(denoiser).__name__}: {remedy}")
@@ -241,27 +309,43 @@ class Control(nn.Module, ABC):
             ours, theirs = f"{self.device} {self.dtype}", f"{denoiser.device} {denoiser.dtype}"
             remedy = "move it with control.to(pipeline.device, pipeline.dtype)"
             raise ConfigError(f"{owner} is on {ours}, the pipeline on {theirs}: {remedy}")
-        check_delta(dict(denoiser.named_parameters()), self.base_delta, owner)
+        check_delta(parameters_of(denoiser), self.base_delta, owner)
 
 
 def denoiser_of(base: Any) -> Any:
-    """Of a pipeline its U-Net or transformer; of anything else itself."""
+    """Of a pipeline its U-Net or transformer; of a model itself, whatever its parts are called."""
+    if isinstance(base, nn.Module):
+        return base
     return getattr(base, "unet", None) or getattr(base, "transformer", None) or base
+
+
+def check_plain(denoiser: Any) -> None:
+    """Raises: BaseError: it carries a LoRA or an IP-Adapter, which a copy would carry too."""
+    if getattr(denoiser, "peft_config", None):
+        raise BaseError("base carries a LoRA, which would be copied along; call pipeline.unload_lora_weights() first")
+    if any("IPAdapter" in type(processor).__name__ for processor in getattr(denoiser, "attn_processors", {}).values()):
+        raise BaseError("base carries an IP-Adapter, which would be copied along; call unload_ip_adapter() first")
 
 
 def control_class(name: str) -> type[Control]:
     """The family of a denoiser, or of a control's file, by its class. Raises: BaseError: there is none."""
     if name not in HOMES:
         supported = ", ".join(BASES)
-        raise BaseError(f"base is a {name}; expected a pipeline, or one of {supported}")
+        other = "for any other model there is Control.for_module"
+        raise BaseError(f"base is a {name}; expected a pipeline, or one of {supported}; {other}")
     module, _, attribute = HOMES[name].partition(":")
     return cast(type[Control], getattr(import_module(module), attribute))
 
 
 def read_call(denoiser: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call by their names."""
-    _, *arguments = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs).arguments.items()
-    return dict(arguments)
+    signature = inspect.signature(type(denoiser).forward)
+    _, *arguments = signature.bind(denoiser, *args, **kwargs).arguments.items()
+    call = dict(arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            call |= call.pop(name, {})
+    return call
 
 
 def tuple_of(value: Any) -> Any:

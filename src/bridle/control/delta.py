@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bridle.errors import ConfigError
 
-REMEDY = "attach it to the base it was trained on, before any LoRA is loaded"
+REMEDY = "attach it to the base it was trained on"
 
 # Beside the U-Net, not in it: a copy of a changed U-Net starts afresh, and a dropped one takes its ledger along.
 LEDGERS: "WeakKeyDictionary[nn.Module, Ledger]" = WeakKeyDictionary()
@@ -51,7 +51,7 @@ def apply_delta(unet: nn.Module, delta: Mapping[str, Tensor]) -> Callable[[], No
     Returns: what takes this delta off again; calling it twice does no harm.
     Raises: ConfigError: a name is unknown or a shape differs; nothing is changed then.
     """
-    parameters = dict(unet.named_parameters())
+    parameters = parameters_of(unet)
     check_delta(parameters, delta)
     ledger = LEDGERS.setdefault(unet, Ledger())
     key = object()
@@ -61,6 +61,11 @@ def apply_delta(unet: nn.Module, delta: Mapping[str, Tensor]) -> Callable[[], No
         ledger.remove(key)
         raise
     return partial(ledger.remove, key)
+
+
+def parameters_of(unet: nn.Module) -> dict[str, Tensor]:
+    """A base's own parameters by name, the same with and without a LoRA: peft puts its layers around the base's."""
+    return {name.replace(".base_layer.", "."): parameter for name, parameter in unet.named_parameters()}
 
 
 def check_delta(

@@ -79,7 +79,7 @@ def to_hint(hint: Any, channels: int) -> Tensor:
     if isinstance(hint, np.ndarray):
         if hint.dtype != np.uint8:
             raise HintError(f"hint array has type {hint.dtype}; expected uint8 (0 to 255), or a tensor in [0, 1]")
-        pixels = torch.from_numpy(np.ascontiguousarray(hint)).float() / 255
+        pixels = torch.from_numpy(np.array(hint, order="C")).float() / 255
         if pixels.ndim == 2:
             pixels = pixels[..., None].expand(-1, -1, 3 if channels == 3 else 1)
         hint = pixels.movedim(-1, -3)
@@ -89,11 +89,16 @@ def to_hint(hint: Any, channels: int) -> Tensor:
     check_hint(hint, channels)
     if hint.numel() == 0:
         raise HintError(f"hint has shape {list(hint.shape)}, which is no pixels at all; give a picture")
+    check_range(hint)
+    return hint.float().contiguous()  # or kernels for other layouts round the same pixels differently
+
+
+def check_range(hint: Tensor) -> None:
+    """Raises: HintError: values lie outside [0, 1]."""
     low, high = hint.min().item(), hint.max().item()
     if not 0 <= low <= high <= 1:
         remedy = "add 1 and halve it if it lies in [-1, 1], divide by 255 if it lies in [0, 255]"
         raise HintError(f"hint values lie in [{low:.3g}, {high:.3g}]; expected [0, 1]: {remedy}")
-    return hint.float().contiguous()  # or kernels for other layouts round the same pixels differently
 
 
 def check_hint(hint: Tensor, channels: int, size_px: tuple[int, int] | None = None) -> None:

@@ -19,10 +19,12 @@ class Residuals:
             first convolution first, then the middle block's (13 for Stable Diffusion); a link that is not connected is
             a zero of shape [1, 1, 1, 1]. A transformer's: one [B, L, D] per block.
         grid: where links are tokens: the rows and columns that the L picture tokens of each stand for.
+        first: where links are for two kinds of blocks: how many are for the first kind.
     """
 
     links: tuple[Tensor, ...]
     grid: tuple[int, int] | None = None
+    first: int | None = None
 
     @property
     def down(self) -> tuple[Tensor, ...]:

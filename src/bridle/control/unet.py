@@ -130,7 +130,7 @@ class UNetControl(Control):
         return features
 
     def residuals(self, call: Call, features: Tensor) -> Residuals:
-        latents, text = call["sample"], call["encoder_hidden_states"]
+        latents, text = call["sample"], call.get("encoder_hidden_states")
         time = self._embed_time(call)
         sample = self.conv_in(latents) + features  # the hint enters once, right after the first convolution
         skips: tuple[Tensor, ...] = (sample,)
@@ -174,7 +174,7 @@ def parts_of(unet: Any) -> dict[str, nn.Module]:
     return {name: part for name, part in found.items() if part is not None}
 
 
-def call_block(block: nn.Module, sample: Tensor, time: Tensor, text: Tensor) -> Any:
+def call_block(block: nn.Module, sample: Tensor, time: Tensor, text: Tensor | None) -> Any:
     """diffusers' blocks take the text only where they attend to it."""
     if getattr(block, "has_cross_attention", False):
         return block(sample, time, encoder_hidden_states=text)

@@ -45,9 +45,9 @@ class Controllability:
     ) -> None:
         self.base, self.pairs, self.annotator = base, pairs[:samples], annotator
         check_pairs(self.pairs, annotator)
-        # DDIM calls the base once per step, as `interval` counts. The full scale, because a user's lower one would
-        # hide what the control has learned.
-        self.how = replace(how, steps=steps, scheduler="ddim", scale=1.0)
+        # Each family's own calls the base once per step, as `interval` counts. The full scale, because a user's lower
+        # one would hide what the control has learned.
+        self.how = replace(how, steps=steps, scheduler="auto", scale=1.0)
         self.binary = all(is_binary(pair.hint) for pair in self.pairs)
         self._without: tuple[float, ...] = ()
 

@@ -1,70 +1,107 @@
 """`bridle sample` and `bridle annotate`: files in, PNG files out."""
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
+from PIL import Image
 
+from bridle.base.base import Base
 from bridle.base.load import load_base
 from bridle.data.annotate import get_annotator
 from bridle.data.picture import read_hint, read_picture
-from bridle.data.transforms import CENTER, fit_hint, fit_image
-from bridle.errors import SampleError
 from bridle.files.weights import load_control
+from bridle.run.recipes import digest
 from bridle.sample.picture import save_picture
-from bridle.sample.sampler import generate, set_scheduler
-from bridle.sample.settings import SampleSettings
+from bridle.sample.recipe import ControlRecipe, Recipe, to_table
+from bridle.sample.sampler import generate
+from bridle.sample.scheduler import set_scheduler
+from bridle.sample.steering import Init, Steering
+
+Size = tuple[int, int]  # height and width
 
 
-def sample_to_files(
-    prompt: str,
-    control: Path | None,
-    hint: Path | None,
-    image: Path | None,
-    annotator: str,
-    base: str,
-    how: SampleSettings,
-    seeds: Sequence[int],
-    out: Path,
-) -> list[Path]:
-    """Draw one picture per seed and write each as a PNG that carries its settings.
+def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
+    """Draw pictures with seeds one after another, and write each as a PNG that carries its recipe.
 
-    Raises: SampleError: a control without a hint, a hint without a control, or two hints.
+    Raises: SampleError, DataError, HintError, BaseError, FileError: the recipe asks for what is not there.
     """
-    check_request(control, hint, image)
-    model = load_base(base, device="auto")
-    steering = load_control(control, device=str(model.device)) if control is not None else None
-    hints = [make_hint(hint, image, annotator, model.size_px)] * len(seeds) if steering is not None else []
-    pictures = generate(model, steering, hints, [prompt] * len(seeds), list(seeds), how)
-    sampler = set_scheduler(model, how.scheduler)
-    paths = [out] if len(seeds) == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
-    for path, picture, seed in zip(paths, pictures, seeds, strict=True):
-        made = {
-            "prompt": prompt,
-            "seed": seed,
-            "sampler": sampler,
-            "base": model.name,
-            **dataclasses.asdict(how),
-        }
-        given = {"control": control, "hint": hint, "image": image, "annotator": annotator if image else None}
-        save_picture(picture, path, made | {name: str(value) for name, value in given.items() if value})
+    model = load_base(recipe.base, device="auto")
+    size = recipe.height_px or model.size_px, recipe.width_px or model.size_px
+    steering = {f"{place} ({one.file})": steer(one, model, size) for place, one in enumerate(recipe.controls, 1)}
+    init = read_init(recipe, size)
+    seeds = range(recipe.seed, recipe.seed + count)
+    paths = [out] if count == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
+    negative, facts = [recipe.negative_prompt], describe(recipe, model)
+    for path, seed in zip(paths, seeds, strict=True):
+        drawn = generate(
+            model, steering, [], [recipe.prompt], [seed], recipe.settings, size, negative_prompts=negative, init=init
+        )
+        made = to_table(dataclasses.replace(recipe, seed=seed))
+        save_picture(drawn[0], path, {**facts, "seed": seed, "recipe": made})
     return paths
 
 
-def check_request(control: Path | None, hint: Path | None, image: Path | None) -> None:
-    if control is None and (hint or image):
-        raise SampleError(f"hint {hint or image} was given without a control; add --control RUN/control")
-    if control is not None and (hint is None) == (image is None):
-        raise SampleError("a control needs one hint; give --hint EDGES.png, or --image PICTURE with --annotator")
+def describe(recipe: Recipe, model: Base) -> dict[str, Any]:
+    """What a picture says of itself beside its recipe: for other tools, and to see what it was drawn from."""
+    return {
+        "prompt": recipe.prompt,
+        "negative_prompt": recipe.negative_prompt,
+        "sampler": set_scheduler(model, recipe.scheduler),
+        "base": model.name,
+        "steps": recipe.steps,
+        "guidance": recipe.guidance,
+        "sha256": {str(path): digest(path) for path in recipe.files},
+    }
 
 
-def make_hint(hint: Path | None, image: Path | None, annotator: str, size_px: int) -> np.ndarray:
-    """The hint at the base's size: read as it is, or made from a picture. Returns: [H, W, K] uint8."""
+def steer(one: ControlRecipe, model: Base, size: Size) -> Steering:
+    """A control with its hint and mask, read from their files."""
+    hint = make_hint(one.hint, one.image, one.annotator, size)
+    control = load_control(one.file, device=str(model.device), dtype=model.denoiser.dtype)
+    mask = read_mask(one.mask, size) if one.mask is not None else None
+    return Steering(control=control, hints=[hint], strength=one.strength, mask=mask)
+
+
+def read_init(recipe: Recipe, size: Size) -> Init | None:
+    if recipe.init is None:
+        return None
+    image = fit(read_picture(recipe.init), size, cv2.INTER_CUBIC)
+    mask = read_mask(recipe.mask, size) if recipe.mask is not None else None
+    return Init(image=image, strength=recipe.strength, mask=mask)
+
+
+def read_mask(path: Path, size: Size) -> np.ndarray:
+    """A picture's brightness as a mask: [H, W] uint8."""
+    grey = np.asarray(Image.fromarray(read_hint(path)).convert("L"))
+    return fit(grey[..., None], size, cv2.INTER_NEAREST_EXACT)[..., 0]
+
+
+def make_hint(hint: Path | None, image: Path | None, annotator: str, size: Size) -> np.ndarray:
+    """The hint at the picture's size: read as it is, or made from a picture. Returns: [H, W, K] uint8."""
     if hint is not None:
-        return fit_hint(read_hint(hint), size_px, CENTER)
+        return fit(read_hint(hint), size, cv2.INTER_NEAREST_EXACT)
     assert image is not None
-    return get_annotator(annotator)(fit_image(read_picture(image), size_px, CENTER), None)
+    return get_annotator(annotator)(fit(read_picture(image), size, cv2.INTER_CUBIC), None)
+
+
+def fit(pixels: np.ndarray, size: Size, enlarge: int) -> np.ndarray:
+    """Cut the middle in the size's shape and resize it; to a square it is what training does to its pairs.
+
+    Args:
+        pixels: [H, W, K] uint8.
+        enlarge: how cv2 is to enlarge; it shrinks by area averages.
+    """
+    (height, width), (to_h, to_w) = pixels.shape[:2], size
+    cut_h, cut_w = min(height, max(1, round(width * to_h / to_w))), min(width, max(1, round(height * to_w / to_h)))
+    top, left = round((height - cut_h) / 2), round((width - cut_w) / 2)
+    cut = np.ascontiguousarray(pixels[top : top + cut_h, left : left + cut_w])
+    if (cut_h, cut_w) == size:
+        return cut
+    how = cv2.INTER_AREA if cut_h > to_h else enlarge
+    return np.asarray(cv2.resize(cut, (to_w, to_h), interpolation=how), np.uint8).reshape(to_h, to_w, -1)
 
 
 def annotate_file(image: Path, out: Path, annotator: str) -> None:

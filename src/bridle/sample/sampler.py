@@ -1,12 +1,13 @@
-"""From hints and prompts to pictures: the base's own stock pipeline, with a control attached.
+"""From hints and prompts to pictures: the base's own stock pipelines, with controls attached.
 
 Each picture has a seed of its own, so it comes out the same alone and in a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
-import diffusers
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,80 +16,163 @@ from bridle.base.base import Base
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.hint import to_hint
+from bridle.control.strength import Strength
 from bridle.errors import SampleError
-from bridle.sample.settings import SCHEDULERS, SampleSettings
+from bridle.sample.pipelines import arguments, pick_pipeline
+from bridle.sample.scheduler import set_scheduler
+from bridle.sample.settings import SampleSettings
+from bridle.sample.steering import Init, Steering
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """The pictures that are denoised at once."""
+
+    prompts: Sequence[str]
+    negative_prompts: Sequence[str]
+    seeds: Sequence[int]
+    steering: Mapping[str, Steering]
 
 
 def generate(
     base: Base,
-    control: Control | None,
+    control: Control | Mapping[str, Steering] | None,
     hints: Sequence[np.ndarray],
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SampleSettings = SampleSettings(),  # noqa: B008 - frozen, so it can be shared
     size_px: tuple[int, int] | None = None,
     on_step: Callable[[], None] | None = None,
+    *,
+    negative_prompts: Sequence[str] | None = None,
+    init: Init | None = None,
 ) -> list[np.ndarray]:
     """Draw one picture per prompt.
 
     Args:
-        control: None, or a scale of 0, draws the same pictures without control.
-        hints: N arrays [H, W, K] uint8, all of one size; unused without control.
+        control: one that is steered by `hints`, or several by name, each with hints of its own. None, or a scale of 0,
+            draws the same pictures without control.
+        hints: N arrays [H, W, K] uint8, all of one size, or a single one for all; unused without control, and for
+            several.
         prompts, seeds: N of each.
-        size_px: height and width; the hints' where None, and the base's without hints.
-        on_step: called after every denoising step; what it raises ends the drawing.
+        settings: its scale multiplies every control's.
+        size_px: height and width; where None those of the init image, of the hints, or of the base.
+        on_step: called after every pass of the denoiser; what it raises ends the drawing.
+        negative_prompts: N, or None: empty ones.
+        init: a picture to begin from, for image-to-image and inpainting.
 
     Returns: N pictures [H, W, 3] uint8.
-    Raises: SampleError: the numbers differ. HintError: a hint does not fit.
+    Raises: SampleError: the numbers differ, or the family cannot do it. HintError: a hint does not fit.
     """
-    if len(prompts) != len(seeds) or (control is not None and len(hints) != len(prompts)):
-        raise SampleError(f"{len(hints)} hints, {len(prompts)} prompts, {len(seeds)} seeds; expected as many of each")
+    steering = settle(control, hints, settings.scale)
+    check_numbers(steering, prompts, negative_prompts, seeds)
     set_scheduler(base, settings.scheduler)
-    height, width = size_px or (hints[0].shape[:2] if len(hints) else (base.size_px, base.size_px))
-    if min(height, width) < 1 or height % base.size_factor or width % base.size_factor:
-        raise SampleError(f"picture is {width}x{height} px; expected multiples of {base.size_factor}: resize or crop")
+    all_hints = [*hints, *(hint for one in steering.values() for hint in one.hints)]  # also without control: their size
+    size_px = pick_size(base, all_hints, init, size_px)
+    if init is not None and int(settings.steps * init.strength) < 1:
+        raise SampleError(f"{settings.steps} steps at strength {init.strength} are no step at all; raise either")
     pictures = []
     for start in range(0, len(prompts), settings.batch):
         rows = slice(start, start + settings.batch)
-        steered = control if settings.scale > 0 else None
-        pictures += _batch(base, steered, hints[rows], prompts[rows], seeds[rows], settings, (height, width), on_step)
+        batch = Batch(
+            prompts=prompts[rows],
+            negative_prompts=negative_prompts[rows] if negative_prompts else [],
+            seeds=seeds[rows],
+            steering={name: cut(one, rows) for name, one in steering.items()},
+        )
+        pictures += draw(base, batch, settings, size_px, init, on_step)
     return pictures
 
 
-def _batch(
+def draw(
     base: Base,
-    control: Control | None,
-    hints: Sequence[np.ndarray],
-    prompts: Sequence[str],
-    seeds: Sequence[int],
+    batch: Batch,
     settings: SampleSettings,
     size_px: tuple[int, int],
+    init: Init | None,
     on_step: Callable[[], None] | None,
 ) -> list[np.ndarray]:
-    def after_step(pipeline: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    """One batch, by the stock pipeline of its kind."""
+    pipeline = pick_pipeline(base, init)
+
+    def after_pass(*args: Any) -> None:  # a hook, for not every pipeline calls back
         if on_step is not None:
             on_step()
-        return tensors
 
-    def draw() -> list[np.ndarray]:
-        output = base.pipeline(
-            list(prompts),
-            height=size_px[0],
-            width=size_px[1],
-            num_inference_steps=settings.steps,
-            guidance_scale=settings.guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds],
-            output_type="np",
-            callback_on_step_end=after_step,
-        )
-        return [np.round(image * 255).astype(np.uint8) for image in output.images]
+    def call() -> list[np.ndarray]:
+        how = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance, "output_type": "np"}
+        if any(batch.negative_prompts):
+            how["negative_prompt"] = list(batch.negative_prompts)
+        generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+        output = pipeline(**arguments(pipeline, init, batch.prompts, size_px, how), generator=generators)
+        pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
+        return pictures if init is None else [init.keep(picture) for picture in pictures]
 
-    with torch.no_grad(), torch.autocast(base.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-        if control is None:
-            return draw()
-        with attach(base.pipeline, control=control) as rig:
-            rig["control"].set(hint=stack(hints, control.hint_channels), scale=settings.scale)
-            return draw()
+    with ExitStack() as around:
+        around.callback(base.denoiser.register_forward_hook(after_pass).remove)
+        around.enter_context(torch.no_grad())
+        around.enter_context(torch.autocast(base.device.type, torch.bfloat16, enabled=settings.precision == "bf16"))
+        if not batch.steering:
+            return call()
+        with attach(pipeline, **{name: one.control for name, one in batch.steering.items()}) as rig:
+            for name, one in batch.steering.items():
+                rein = rig[name].set(hint=stack(one.hints, one.control.hint_channels), mask=one.mask)
+                rein.strength = one.strength
+            return call()
+
+
+def settle(
+    control: Control | Mapping[str, Steering] | None, hints: Sequence[np.ndarray], scale: float
+) -> dict[str, Steering]:
+    """All controls by name, the settings' scale in each one's; those that pull at nothing are left out."""
+    if control is None:
+        return {}
+    if isinstance(control, Control):
+        control = {"control": Steering(control=control, hints=hints)}
+    scaled = {name: replace(one, strength=rescale(one.strength, scale)) for name, one in control.items()}
+    return {name: one for name, one in scaled.items() if one.strength.scale != 0}
+
+
+def rescale(strength: Strength, scale: float) -> Strength:
+    return replace(strength, scale=strength.scale * scale)
+
+
+def cut(one: Steering, rows: slice) -> Steering:
+    """The hints of some of the pictures; a single one is everybody's."""
+    return one if len(one.hints) == 1 else replace(one, hints=one.hints[rows])
+
+
+def check_numbers(
+    steering: Mapping[str, Steering],
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str] | None,
+    seeds: Sequence[int],
+) -> None:
+    asked = f"{len(prompts)} prompts, {len(seeds)} seeds; expected as many of each"
+    if len(prompts) != len(seeds):
+        raise SampleError(asked)
+    if negative_prompts is not None and len(negative_prompts) != len(prompts):
+        raise SampleError(f"{len(negative_prompts)} negative prompts, {asked}")
+    for one in steering.values():
+        if len(one.hints) not in (1, len(prompts)):
+            raise SampleError(f"{len(one.hints)} hints, {asked}, or one hint for all")
+
+
+def pick_size(
+    base: Base, hints: Sequence[np.ndarray], init: Init | None, size_px: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Height and width. Raises: SampleError: the base cannot draw that size."""
+    pictures = [*([init.image] if init else []), *hints]
+    height, width = size_px or (pictures[0].shape[:2] if pictures else (base.size_px, base.size_px))
+    step_px = base.size_factor * base.control_class.PATCH
+    if min(height, width) < 1 or height % step_px or width % step_px:
+        raise SampleError(f"picture is {width}x{height} px; expected multiples of {step_px}: resize or crop")
+    if base.vae is None and (height, width) != (base.size_px, base.size_px):
+        raise SampleError(f"picture is {width}x{height} px; this base draws {base.size_px}x{base.size_px} px alone")
+    if init is not None and init.image.shape[:2] != (height, width):
+        given = f"{init.image.shape[1]}x{init.image.shape[0]}"
+        raise SampleError(f"init image is {given} px, the picture {width}x{height} px; expected one size: resize it")
+    return height, width
 
 
 def stack(hints: Sequence[np.ndarray], channels: int) -> Tensor:
@@ -97,22 +181,6 @@ def stack(hints: Sequence[np.ndarray], channels: int) -> Tensor:
     if len(sizes) > 1:
         raise SampleError(f"hints of sizes {sorted(sizes)} in one batch; expected one size: resize them alike")
     return torch.cat([to_hint(hint, channels) for hint in hints])
-
-
-def set_scheduler(base: Base, name: str) -> str:
-    """Sample with another scheduler, on the base's own noise schedule; "auto" is the one of its family.
-
-    Returns: its name. Raises: SampleError: there is none of that name, or it is for the other kind of bases.
-    """
-    name = base.family.scheduler if name == "auto" else name
-    if name not in SCHEDULERS:
-        raise SampleError(f"scheduler {name!r} is unknown; expected one of {', '.join(SCHEDULERS)}")
-    fitting = [other for other in SCHEDULERS if other.startswith("flow") == (base.schedule.prediction == "flow")]
-    if name not in fitting:
-        raise SampleError(f"scheduler {name!r} is not for {base.family.name}; expected one of {', '.join(fitting)}")
-    kind, options = SCHEDULERS[name]
-    base.pipeline.scheduler = getattr(diffusers, kind).from_config(base.pipeline.scheduler.config, **options)
-    return name
 
 
 def reconstruct(base: Base, images: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -28,8 +28,8 @@ class SampleSettings:
     Args:
         steps: denoising steps.
         guidance: classifier-free guidance; 1 turns it off.
-        scheduler: one of `SCHEDULERS`, or "auto": the one of the base's family.
-        scale: of the control.
+        scheduler: one of `SCHEDULERS`, "auto" (the one of the base's family), or a class of diffusers, "...Scheduler".
+        scale: of the control; of several it multiplies each.
         batch: pictures denoised at once.
         precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain.
 
@@ -44,10 +44,9 @@ class SampleSettings:
     precision: Literal["fp32", "bf16"] = "fp32"
 
     def __post_init__(self) -> None:
-        if self.scheduler not in ("auto", *SCHEDULERS):
-            raise ConfigError(
-                f"setting sample.scheduler is {self.scheduler!r}; expected auto or one of {', '.join(SCHEDULERS)}"
-            )
+        if self.scheduler not in ("auto", *SCHEDULERS) and not self.scheduler.endswith("Scheduler"):
+            known = f"auto or one of {', '.join(SCHEDULERS)}, or a scheduler class of diffusers"
+            raise ConfigError(f"setting sample.scheduler is {self.scheduler!r}; expected {known}")
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"setting sample.{name} is {getattr(self, name)}; expected 1 or more")

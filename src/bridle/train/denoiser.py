@@ -47,6 +47,8 @@ def trained_parts(denoiser: Denoiser, phase: Phase, unlock: Unlock | None) -> di
     check_phase(control, phase, unlock)
     parts: dict[str, dict[str, nn.Parameter]] = {"copy": {}, "skips": {}, "base": {}}
     for name, parameter in control.named_parameters():
+        if name.startswith(control.idle):
+            continue
         parts["skips" if name.startswith(control.SKIPS) else "copy"][f"control.{name}"] = parameter
     for name, parameter in denoiser.base.named_parameters():
         if unlock == "all" or name.startswith(control.DECODER):
@@ -81,7 +83,6 @@ def set_plain_attention(control: Control, unet: Any) -> None:
     """Use plain products for attention in both, where they are U-Nets; changes nothing but rounding."""
     if not isinstance(control, UNetControl):
         return
-    unet.set_attn_processor(AttnProcessor())
-    for module in control.modules():
+    for module in (*control.modules(), *unet.modules()):
         if isinstance(module, Attention):
             module.set_processor(AttnProcessor())

@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from bridle.control.control import read_call
 from bridle.control.unet import link_widths
 
 
@@ -73,7 +74,7 @@ def channels_from_below(unet: Any) -> Iterator[tuple[nn.Conv2d, int]]:
 
 def check_skips(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Without this a link that was connected too early would never learn, and nobody would know."""
-    wanted = any(skip.requires_grad for skip in kwargs["res_hidden_states_tuple"])
+    wanted = any(skip.requires_grad for skip in read_call(block, args, kwargs)["res_hidden_states_tuple"])
     assert not wanted, "skip connections want gradients, but the decoder was lightened with skips=False"
 
 

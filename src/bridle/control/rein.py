@@ -1,0 +1,107 @@
+"""One attached control: its hint, how strongly it pulls, and where in the picture."""
+
+from dataclasses import replace
+from typing import Any, Self, get_args
+
+import torch
+from torch import Tensor
+
+from bridle.control.control import Call, Control, denoiser_of
+from bridle.control.hint import to_hint
+from bridle.control.progress import Place
+from bridle.control.residuals import Residuals
+from bridle.control.rows import Rows
+from bridle.control.strength import Guess, Half, Strength
+from bridle.errors import ConfigError, HintError
+
+
+class Rein:
+    """What `rig["name"]` gives. Change it at any time between two calls of the pipeline.
+
+    Attributes:
+        strength: scale, start and end, weights, keyframes, half.
+        mask: [1 or B, 1, H, W] in [0, 1], or None: it acts everywhere.
+    """
+
+    def __init__(self, name: str, control: Control) -> None:
+        self.name, self.control = name, control
+        self.strength = Strength()
+        self.mask: Tensor | None = None
+        self._hint: Tensor | None = None
+        self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
+        self._features: Tensor | None = None
+
+    def set(
+        self,
+        *,
+        hint: Any = None,
+        scale: float | None = None,
+        start: float | None = None,
+        end: float | None = None,
+        weights: str | tuple[float, ...] | list[float] | None = None,
+        keyframes: Any = None,
+        half: Half | None = None,
+        guess: Guess | None = None,
+        mask: Any = None,
+    ) -> Self:
+        """Change what is given, keep the rest. For all but hint, mask and guess see `Strength`.
+
+        Args:
+            hint: a PIL image, a uint8 array [H, W, K], or a tensor [B, K, H, W] in [0, 1].
+            mask: where it acts: a hint of one channel, 1 inside.
+            guess: guess mode, for an empty prompt: that definition's weights, in the conditional half only.
+
+        Raises: HintError, ConfigError.
+        """
+        given = {"scale": scale, "start": start, "end": end, "half": half, **guess_mode(guess, weights, half)}
+        if weights is not None:
+            given["weights"] = weights if isinstance(weights, str) else tuple(weights)
+        if keyframes is not None:
+            given["keyframes"] = tuple((share, factor) for share, factor in keyframes)
+        strength = replace(self.strength, **{name: value for name, value in given.items() if value is not None})
+        mask = None if mask is None else to_hint(mask, 1)
+        if hint is not None:
+            self._hint, self._prepared, self._features = self.control.read_hint(hint), None, None
+        self.strength, self.mask = strength, self.mask if mask is None else mask
+        return self
+
+    def pull(self, call: Call, pipeline: Any, place: Place) -> Residuals | None:
+        """What it adds to a call; None where it does not act."""
+        factor = self.strength.at(place.begin, place.finish)
+        latents = call[self.control.INPUT]
+        rows = Rows.of(pipeline, len(latents), place.again)
+        acting = rows.of_half(self.strength.half)
+        if factor == 0 or acting.start == acting.stop:
+            return None
+        features = rows.spread(self.features(call, pipeline))[acting]
+        residuals = self.control.residuals(rows.take(call, acting), features)
+        residuals = self.strength.apply(residuals, factor, latents.shape[-1])
+        if self.mask is not None:
+            residuals = residuals.masked(rows.spread(self.mask.to(latents.device))[acting])
+        return self.control.place(rows.fill(residuals, acting), denoiser_of(pipeline))
+
+    def features(self, call: Call, pipeline: Any) -> Tensor:
+        """The encoded hint, computed once for all steps. Raises: HintError: no hint was set, or its size is wrong."""
+        if self._hint is None:
+            raise HintError(
+                f'control "{self.name}" has no hint; call rig["{self.name}"].set(hint=...) before the pipeline'
+            )
+        if self._prepared is None:
+            self._prepared = self.control.fit_hint(self._hint.to(self.control.device), pipeline)
+        self.control.check_hint(self._prepared, call)
+        if torch.is_grad_enabled():
+            return self.control.encode(self._prepared)
+        if self._features is None:
+            self._features = self.control.encode(self._prepared)
+        return self._features
+
+
+def guess_mode(guess: str | None, weights: Any, half: Any) -> dict[str, Any]:
+    """What guess mode stands for. Raises: ConfigError: there is no such definition, or it is contradicted."""
+    if guess is None:
+        return {}
+    if guess not in get_args(Guess):
+        raise ConfigError(f"guess is {guess!r}; expected one of {', '.join(get_args(Guess))}")
+    if weights is not None or half is not None:
+        raise ConfigError(f"guess {guess!r} stands for weights={guess!r}, half='conditional'; give it, or those two")
+    return {"weights": guess, "half": "conditional"}
