@@ -1,16 +1,21 @@
 """The control of a U-Net: equal to diffusers' own with the same weights, learning in the order the paper implies."""
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import Tensor
 
+from bridle.control.attach import attach
 from bridle.control.control import Control
+from bridle.control.hint import to_hint
 from bridle.control.residuals import Residuals
 from bridle.errors import BaseError, ConfigError, HintError
+from bridle.files.weights import load_control
 
 
 @pytest.mark.parametrize("channels", [1, 3, 6])
@@ -28,6 +33,34 @@ def test_residuals_are_those_of_diffusers_bit_for_bit(channels: int) -> None:
     assert len(links) == 13
     assert all(link.any() for link in links)
     assert [torch.equal(a, b) for a, b in zip(ours.links, links, strict=True)] == [True] * 13
+
+
+def test_a_control_may_pool_its_links_and_see_blue_first_as_diffusers_says(tmp_path: Path) -> None:
+    """The official shuffle control pools."""
+    settings = {"global_pool_conditions": True, "controlnet_conditioning_channel_order": "bgr"}
+    reference = ControlNetModel.from_unet(tiny.make_unet(), controlnet_conditioning_channel_order="bgr")
+    reference.register_to_config(**settings)
+    reference.load_state_dict(tiny.wake(Control.from_base(tiny.make_unet())).state_dict())
+    reference.save_pretrained(tmp_path)
+    control = load_control(tmp_path)
+    with torch.no_grad():
+        ours, theirs = control(*tiny.make_inputs()), reference(*tiny.make_inputs())
+    links = (*theirs.down_block_res_samples, theirs.mid_block_res_sample)
+    assert ours.mid.shape[2:] == (1, 1)
+    assert [torch.equal(a, b) for a, b in zip(ours.links, links, strict=True)] == [True] * 13
+    pipeline = tiny.make_pipeline()
+    stock = StableDiffusionControlNetPipeline(
+        **pipeline.components, controlnet=reference, requires_safety_checker=False
+    )
+    stock.set_progress_bar_config(disable=True)
+    given = {"num_inference_steps": 2, "height": 64, "width": 64, "output_type": "np"}
+    hint = to_hint(tiny.make_hint(), 3)
+    expected = stock("a", image=hint, generator=torch.Generator().manual_seed(0), **given).images
+    with attach(pipeline, style=control) as rig:  # in the conditional half alone, as there
+        rig["style"].set(hint=hint)
+        drawn = pipeline("a", generator=torch.Generator().manual_seed(0), **given).images
+    assert np.allclose(drawn, expected, atol=1e-5)
+    assert not np.allclose(drawn, pipeline("a", generator=torch.Generator().manual_seed(0), **given).images, atol=1e-3)
 
 
 def test_the_base_is_left_as_it_is_and_shares_no_memory_with_the_copy() -> None:

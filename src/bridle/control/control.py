@@ -196,6 +196,14 @@ class Control(nn.Module, ABC):
         return (self.CLASS,)
 
     @property
+    def pools(self) -> bool:
+        """Whether it adds one value per channel, wherever in the picture: for style, as the official shuffle control.
+
+        Such a control acts in the conditional half of the guidance alone, unless told otherwise, as in diffusers.
+        """
+        return False
+
+    @property
     @abstractmethod
     def zero_layers(self) -> list[nn.Module]:
         """The zero convolutions that lead out, one per link, in the order of the links."""

@@ -25,7 +25,7 @@ class Rein:
 
     def __init__(self, name: str, control: Control) -> None:
         self.name, self.control = name, control
-        self.strength = Strength()
+        self.strength = Strength(half="conditional" if control.pools else "both")
         self.mask: Tensor | None = None
         self._hint: Tensor | None = None
         self._prepared: Tensor | None = None  # the hint as the control's encoder takes it

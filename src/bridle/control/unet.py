@@ -107,6 +107,10 @@ class UNetControl(Control):
         return self.conv_in.weight.dtype
 
     @property
+    def pools(self) -> bool:
+        return bool(self.config.get("global_pool_conditions"))
+
+    @property
     def zero_layers(self) -> list[nn.Module]:
         return [*self.controlnet_down_blocks, self.controlnet_mid_block]
 
@@ -126,6 +130,8 @@ class UNetControl(Control):
 
     def encode(self, hint: Tensor) -> Tensor:
         """E(hint): [B, K, H, W] to features [B, C, h, w]."""
+        if self.config.get("controlnet_conditioning_channel_order") == "bgr":
+            hint = hint.flip(1)
         features: Tensor = self.controlnet_cond_embedding(hint.to(self.dtype))
         return features
 
@@ -138,7 +144,10 @@ class UNetControl(Control):
             sample, outputs = call_block(block, sample, time, text)
             skips += outputs
         sample = call_block(self.mid_block, sample, time, text)
-        return Residuals((*self._open(skips), self.controlnet_mid_block(sample)))
+        links = (*self._open(skips), self.controlnet_mid_block(sample))
+        if self.pools:
+            links = tuple(link.mean((2, 3), keepdim=True) for link in links)
+        return Residuals(links)
 
     def _embed_time(self, call: Call) -> Tensor:
         latents = call["sample"]
