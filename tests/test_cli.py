@@ -41,7 +41,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_verbs_follow_the_data() -> None:
-    assert set(COMMANDS) == {"demo", "train", "plan", "sample", "evaluate", "annotate", "info", "convert"}
+    assert set(COMMANDS) == {"demo", "train", "plan", "sample", "evaluate", "annotate", "info", "convert", "transfer"}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)

@@ -10,21 +10,21 @@ POOLED = 40  # of its one vector per caption
 SIZES_WIDTH = 8  # of each of the six numbers that say how the picture was cut
 
 
-def make_unet(seed: int = 0) -> UNet2DConditionModel:
+def make_unet(seed: int = 0, **changes: object) -> UNet2DConditionModel:
     """Ten links: one level less than the older families, and no attention at the first."""
-    return tiny.make_unet(
-        seed,
-        block_out_channels=(32, 64, 64),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 4, 4),
-        use_linear_projection=True,
-        cross_attention_dim=tiny.WIDTH + SECOND_WIDTH,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=SIZES_WIDTH,
-        projection_class_embeddings_input_dim=POOLED + 6 * SIZES_WIDTH,
-    )
+    settings: dict[str, object] = {
+        "block_out_channels": (32, 64, 64),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 4, 4),
+        "use_linear_projection": True,
+        "cross_attention_dim": tiny.WIDTH + SECOND_WIDTH,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": SIZES_WIDTH,
+        "projection_class_embeddings_input_dim": POOLED + 6 * SIZES_WIDTH,
+    }
+    return tiny.make_unet(seed, **(settings | changes))
 
 
 def make_second_encoder(tokenizer: CLIPTokenizer, seed: int = 6) -> CLIPTextModelWithProjection:

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from bridle.control.block import ControlledBlock, zero_conv, zero_linear
     from bridle.control.control import Control
     from bridle.control.residuals import Residuals
+    from bridle.control.strength import Strength
     from bridle.errors import BridleError
     from bridle.files.module import load_module_control
     from bridle.files.weights import load_control, save_control
     from bridle.run import RunSettings, evaluate_run, train_run
     from bridle.sample.sampler import generate
     from bridle.sample.settings import SampleSettings
+    from bridle.sample.steering import Init, Steering
 
 # Where each public name lives; it is imported when it is first asked for, so that `import bridle` costs nothing.
 _HOMES = {
@@ -25,10 +27,13 @@ _HOMES = {
     "BridleError": "bridle.errors",
     "Control": "bridle.control.control",
     "ControlledBlock": "bridle.control.block",
+    "Init": "bridle.sample.steering",
     "Residuals": "bridle.control.residuals",
     "Rig": "bridle.control.attach",
     "RunSettings": "bridle.run",
     "SampleSettings": "bridle.sample.settings",
+    "Steering": "bridle.sample.steering",
+    "Strength": "bridle.control.strength",
     "attach": "bridle.control.attach",
     "evaluate_run": "bridle.run",
     "generate": "bridle.sample.sampler",
@@ -46,10 +51,13 @@ __all__ = [
     "BridleError",
     "Control",
     "ControlledBlock",
+    "Init",
     "Residuals",
     "Rig",
     "RunSettings",
     "SampleSettings",
+    "Steering",
+    "Strength",
     "attach",
     "evaluate_run",
     "generate",

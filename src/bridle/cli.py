@@ -115,7 +115,7 @@ def sample(
     picture: Annotated[Path | None, typer.Option("--from", help="A PNG drawn before: draw it again.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What to draw.")] = None,
     negative: Annotated[str | None, typer.Option(help="What not to draw.")] = None,
-    control: Annotated[Path | None, typer.Option(help="A control folder, such as run/control.")] = None,
+    control: Annotated[Path | None, typer.Option(help="A control's folder or file, such as run/control.")] = None,
     hint: Annotated[Path | None, typer.Option(help="The hint as a picture.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to make the hint of, with --annotator.")] = None,
     annotator: Annotated[str | None, typer.Option(help="canny where not given, soft_edge or scribble.")] = None,
@@ -239,6 +239,26 @@ def convert(
         done = convert_file(source, out, to, base=base, dtype=dtype, progress=progress)
     written = f"{done.path}: {done.parameters:,} parameters, {done.size_bytes / 1e6:,.1f} MB"
     say(asdict(done), as_json, lines=[written, *done.notes])
+
+
+@app.command()
+def transfer(
+    control: Annotated[Path, typer.Argument(help="A control: any file or folder that `bridle info` calls usable.")],
+    out: Annotated[Path, typer.Argument(help="The control folder to write.")],
+    source: Annotated[
+        str, typer.Option(help="The base it was trained on: embedded, a folder, a checkpoint or a hub id.")
+    ],
+    target: Annotated[str, typer.Option(help="The fine-tuned variant of that base, likewise.")],
+    as_json: AsJson = False,
+) -> None:
+    """Move a control to a fine-tuned variant of its base: control + target - source.
+
+    Example: `bridle transfer run/control moved --source sd15.safetensors --target anime.safetensors`
+    """
+    from bridle.run.transferring import transfer_file
+
+    moved = transfer_file(control, source, target, out)
+    say({"control": str(out), "weights_moved": moved}, as_json, lines=[f"{out}: {moved:,} weights moved"])
 
 
 def read_settings(path: Path | None, data: Path | None, overrides: list[str] | None) -> "RunSettings":

@@ -2,11 +2,15 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
+import tiny_pixel
+import tiny_sdxl
+import tiny_transformers
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
@@ -37,6 +41,38 @@ def test_a_folder_loads_as_the_pipeline_that_was_saved_locked_and_in_evaluation_
         expected = getattr(saved, part).state_dict()
         assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
     assert (base.size_factor, base.size_px, base.device.type) == (8, 64, "cpu")
+
+
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "sd1": tiny.make_pipeline,
+    "sd2": tiny.make_sd2_pipeline,
+    "sdxl": tiny_sdxl.make_pipeline,
+    "sd3": tiny_transformers.sd3_pipeline,
+    "sd3 without T5": lambda: without_t5(tiny_transformers.sd3_pipeline()),
+    "flux": tiny_transformers.flux_pipeline,
+    "pixel": tiny_pixel.make_pipeline,
+}
+
+
+def without_t5(pipeline: Any) -> Any:
+    pipeline.text_encoder_3 = pipeline.tokenizer_3 = None
+    pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
+    return pipeline
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_folder_of_every_family_loads_with_all_its_parts(family: str, tmp_path: Path) -> None:
+    saved = FAMILIES[family]()
+    saved.save_pretrained(tmp_path)
+    ours = load_base(tmp_path).pipeline
+    assert type(ours) is type(saved)
+    assert {name: type(part) for name, part in ours.components.items()} == {
+        name: type(part) for name, part in saved.components.items()
+    }
+    for name, part in saved.components.items():
+        if isinstance(part, torch.nn.Module):
+            loaded = getattr(ours, name).state_dict()
+            assert all(torch.equal(value, loaded[key]) for key, value in part.state_dict().items())
 
 
 def test_latents_are_the_posterior_of_the_autoencoder_times_its_scaling(base: Base) -> None:

@@ -32,8 +32,9 @@ def control(base: Base) -> Control:
     return tiny.wake(Control.from_base(base.pipeline))
 
 
-def test_it_trains_through_the_cache_goes_on_after_a_stop_and_leaves_the_base_alone(base: Base, tmp_path: Path) -> None:
-    promises.trains_goes_on_and_leaves_the_base_alone(base, tmp_path)
+@pytest.mark.parametrize("kind", TINY)
+def test_it_trains_through_the_cache_goes_on_after_a_stop_and_leaves_the_base_alone(kind: str, tmp_path: Path) -> None:
+    promises.trains_goes_on_and_leaves_the_base_alone(Base(TINY[kind]()), tmp_path)
 
 
 @pytest.mark.parametrize("way", promises.WAYS)

@@ -11,15 +11,7 @@ import torch
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
 from bridle.base.blank import Blank, check_filled
-from bridle.base.folder import (
-    INDEX,
-    first_line,
-    list_lacking,
-    models_of,
-    pipeline_class,
-    read_family,
-    unwanted,
-)
+from bridle.base.folder import INDEX, first_line, list_lacking, models_of, read_layout
 from bridle.base.hub import fetch
 from bridle.errors import BaseError
 
@@ -33,14 +25,14 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> Any:
     Raises: BaseError: the file is damaged, holds no base, or needs a folder of configurations that is not there.
     """
     folder = find_configuration(path)
-    family = read_family(folder)
-    lacking = list_lacking(folder, family, weights=False)
+    layout = read_layout(folder)
+    lacking = list_lacking(folder, layout, weights=False)
     if lacking:
         raise BaseError(f"base {path} needs {', '.join(lacking)}, which {folder} lacks; copy the whole folder")
     try:
         with Blank():
-            pipeline = pipeline_class(family).from_single_file(
-                str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **unwanted(family)
+            pipeline = layout.pipeline.from_single_file(
+                str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **layout.unwanted
             )
     except Exception as error:  # of many kinds, whatever a damaged file makes the libraries stumble over
         raise unreadable(path, f"{first_line(error)}, configured as {folder}") from error

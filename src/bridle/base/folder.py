@@ -4,6 +4,7 @@ The folder's index names classes to load; only those of diffusers and transforme
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +21,65 @@ LIBRARIES = ("diffusers", "transformers")
 WITHOUT_WEIGHTS = ("tokenizer", "scheduler")
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What a folder's index says.
+
+    Attributes:
+        family: of its denoiser and text encoders.
+        parts: of the family's, the optional ones only where they are there; the denoiser first.
+    """
+
+    family: Family
+    parts: tuple[str, ...]
+
+    @property
+    def pipeline(self) -> Any:
+        """diffusers' class from text to image, whatever class the index names."""
+        return getattr(diffusers, self.family.text_to_image)
+
+    @property
+    def unwanted(self) -> dict[str, Any]:
+        """What it can do without, as arguments: parts that check or read pictures for others."""
+        known = (*self.pipeline._optional_components, *self.family.optional)
+        optional = {name: None for name in known if name not in self.parts}
+        return optional | ({"requires_safety_checker": False} if "safety_checker" in optional else {})
+
+
 def read_folder(folder: Path, dtype: torch.dtype) -> Any:
     """The text-to-image pipeline, without a safety checker: training never draws for others to see.
 
     Raises: BaseError: files are missing or damaged, it is of no family, or it wants code of its own to run.
     """
-    family = read_family(folder)
-    lacking = list_lacking(folder, family)
+    layout = read_layout(folder)
+    lacking = list_lacking(folder, layout)
     if lacking:
         raise BaseError(f"base folder {folder} lacks {', '.join(lacking)}; expected {EXPECTED}")
-    options = {"variant": "fp16", **unwanted(family)} if has_half_only(folder, family) else unwanted(family)
+    options = layout.unwanted | ({"variant": "fp16"} if has_half_only(folder, layout) else {})
     try:
         with Blank():
-            pipeline = pipeline_class(family).from_pretrained(folder, dtype=dtype, low_cpu_mem_usage=False, **options)
+            pipeline = layout.pipeline.from_pretrained(folder, dtype=dtype, low_cpu_mem_usage=False, **options)
     except Exception as error:  # of many kinds, whatever a damaged file makes the libraries stumble over
         raise BaseError(f"base folder {folder} cannot be loaded ({first_line(error)}); expected {EXPECTED}") from error
     check_filled(models_of(pipeline), str(folder))
     return pipeline
 
 
-def read_family(folder: Path) -> Family:
-    """Of the parts that the index names. Raises: BaseError: it is missing, damaged, of no family, or wants code."""
-    parts = read_index(folder)
-    denoiser = parts.get("unet") or parts.get("transformer") or ("", "pipeline without U-Net or transformer")
-    family = find_family(denoiser[1], sum(name.startswith("text_encoder") for name in parts), f"base {folder}")
-    for name in family.parts:
-        if name in parts and parts[name][0] not in LIBRARIES:
-            raise own_code(folder, f"{parts[name][0]}.{parts[name][1]}")
-    return family
+def read_layout(folder: Path) -> Layout:
+    """Raises: BaseError: the index is missing, damaged, of no family, or wants code of its own to run."""
+    index = read_index(folder)
+    denoiser = index.get("unet") or index.get("transformer") or ("", "pipeline without U-Net or transformer")
+    encoders = sum(name.startswith("text_encoder") for name in index)
+    family = find_family(denoiser[1], encoders, f"base {folder}")
+    parts = (*family.parts, *(name for name in family.optional if index.get(name)))
+    for library, kind in filter(None, map(index.get, parts)):
+        if library not in LIBRARIES:
+            raise own_code(folder, f"{library}.{kind}")
+    return Layout(family, parts)
 
 
-def read_index(folder: Path) -> dict[str, tuple[str, str]]:
-    """Library and class of every part. Raises: BaseError: see `read_family`."""
+def read_index(folder: Path) -> dict[str, tuple[str, str] | None]:
+    """Library and class of every part, None where it is left out. Raises: BaseError: see `read_layout`."""
     try:
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -62,11 +90,8 @@ def read_index(folder: Path) -> dict[str, tuple[str, str]]:
         raise BaseError(f"base folder {folder} cannot be loaded ({INDEX} is no table); take another copy")
     if not isinstance(index.get("_class_name"), str):
         raise own_code(folder, str(index.get("_class_name")))
-    return {name: (value[0], value[1]) for name, value in index.items() if is_part(value)}
-
-
-def is_part(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(isinstance(item, str) for item in value)
+    parts = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {name: (str(value[0]), str(value[1])) if value[0] else None for name, value in parts.items()}
 
 
 def own_code(folder: Path, what: str) -> BaseError:
@@ -75,10 +100,10 @@ def own_code(folder: Path, what: str) -> BaseError:
     )
 
 
-def list_lacking(folder: Path, family: Family, weights: bool = True) -> list[str]:
-    """What of the family's parts is not there, as patterns of files. Args: weights: whether they are needed as well."""
+def list_lacking(folder: Path, layout: Layout, weights: bool = True) -> list[str]:
+    """What of the parts is not there, as patterns of files. Args: weights: whether they are needed as well."""
     lacking = []
-    for part in family.parts:
+    for part in layout.parts:
         wanted = weights and not part.startswith(WITHOUT_WEIGHTS)
         if not any(folder.glob(f"{part}/*.json")):
             lacking.append(f"{part}/*.json")
@@ -87,20 +112,10 @@ def list_lacking(folder: Path, family: Family, weights: bool = True) -> list[str
     return lacking
 
 
-def has_half_only(folder: Path, family: Family) -> bool:
+def has_half_only(folder: Path, layout: Layout) -> bool:
     """Whether the denoiser's weights were fetched in float16 alone, as its publishers name them."""
-    names = [path.name for path in folder.glob(f"{family.parts[0]}/*.safetensors")]
+    names = [path.name for path in folder.glob(f"{layout.parts[0]}/*.safetensors")]
     return bool(names) and all(".fp16" in name for name in names)
-
-
-def pipeline_class(family: Family) -> Any:
-    return getattr(diffusers, family.text_to_image)
-
-
-def unwanted(family: Family) -> dict[str, Any]:
-    """Parts that its pipelines can do without, as arguments: what checks or reads pictures for others."""
-    optional = {name: None for name in pipeline_class(family)._optional_components if name not in family.parts}
-    return optional | ({"requires_safety_checker": False} if "safety_checker" in optional else {})
 
 
 def models_of(pipeline: Any) -> dict[str, torch.nn.Module]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
-from bridle.base.folder import EXPECTED, INDEX, first_line, list_lacking, read_family
+from bridle.base.folder import EXPECTED, INDEX, first_line, list_lacking, read_layout
 from bridle.errors import BaseError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -20,14 +20,14 @@ def fetch(hub_id: str, weights: bool = True) -> Path:
     Raises: BaseError: it is not in the cache and cannot be fetched, or it is of no family.
     """
     cached = cached_folder(hub_id)
-    lacking = [] if cached is None else list_lacking(cached, read_family(cached), weights)
+    lacking = [] if cached is None else list_lacking(cached, read_layout(cached), weights)
     if cached is not None and not lacking:
         return cached
     try:
         fetched = Path(DiffusionPipeline.download(hub_id, safety_checker=None) if weights else fetch_some(hub_id))
     except Exception as error:  # of many libraries; whatever it is, the model is not to be had
         raise BaseError(explain(hub_id, lacking, error)) from error
-    lacking = list_lacking(fetched, read_family(fetched), weights)
+    lacking = list_lacking(fetched, read_layout(fetched), weights)
     if lacking:  # without a network, what is there already is handed out as it is
         raise BaseError(explain(hub_id, lacking, OSError("no network, or the hub does not have them")))
     return fetched

@@ -35,7 +35,7 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
     seeds = range(recipe.seed, recipe.seed + count)
     paths = [out] if count == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
     negative, facts = [recipe.negative_prompt], describe(recipe, model)
-    for path, seed in zip(paths, seeds, strict=True):
+    for path, seed in zip(paths, seeds, strict=True):  # one at a time: a batch rounds the same picture otherwise
         drawn = generate(
             model, steering, [], [recipe.prompt], [seed], recipe.settings, size, negative_prompts=negative, init=init
         )

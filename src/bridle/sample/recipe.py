@@ -19,7 +19,7 @@ class ControlRecipe:
     """One control. Every field can be set in the recipe under [[controls]].
 
     Args:
-        file: the control's folder.
+        file: a control's folder, or any file that `load_control` reads.
         hint: its hint as a picture; or
         image: a picture to make the hint of, with `annotator`.
         scale, start, end, keyframes: see `Strength`.
@@ -103,10 +103,9 @@ class Recipe:
 
     @property
     def settings(self) -> SampleSettings:
-        """One picture at a time: in a larger batch the same picture is rounded otherwise. Raises: ConfigError."""
-        return SampleSettings(
-            steps=self.steps, guidance=self.guidance, scheduler=self.scheduler, precision=self.precision, batch=1
-        )
+        """Raises: ConfigError: a value is out of range."""
+        named = {name: getattr(self, name) for name in ("steps", "guidance", "scheduler", "precision")}
+        return SampleSettings(**named)
 
     @property
     def files(self) -> list[Path]:
