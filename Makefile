@@ -3,6 +3,8 @@
 SHELL = /bin/sh
 BIN = .venv/bin
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# The tests' models are tiny: on several threads they take longer, and on a busy machine many times as long.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .PHONY: help demo test test-slow format clean
 
@@ -20,11 +22,11 @@ test: .venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/ty check --python .venv
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-slow: .venv/.installed-dev
 	@$(BIN)/python -c "import ray" 2>/dev/null || { $(INSTALL) ".[dev,cluster]" "Ray"; }
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .

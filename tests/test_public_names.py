@@ -10,8 +10,8 @@ import pytest
 import bridle
 
 NAMES = {
-    "Base", "BridleError", "Control", "ControlledBlock", "Init", "Residuals", "Rig", "RunSettings", "SampleSettings", "Steering",
-    "Strength", "attach",
+    "Base", "BridleError", "Control", "ControlledBlock", "Init", "Residuals", "Rig", "RunSettings",
+    "SampleSettings", "Steering", "Strength", "attach",
     "evaluate_run", "generate", "load_base", "load_control", "load_module_control", "save_control",
     "train_run", "zero_conv", "zero_linear",
 }  # fmt: skip

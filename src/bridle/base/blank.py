@@ -3,10 +3,12 @@
 Left alone, diffusers gives a weight that a file lacks whatever lies in memory, and at most logs it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.loaders import single_file_model, single_file_utils
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,6 +29,22 @@ class Blank(TorchDispatchMode):
             return fill(args[0])
         result = func(*args, **(kwargs or {}))
         return fill(result) if func in EMPTY else result
+
+
+@contextmanager
+def in_memory() -> Generator[None]:
+    """While it lasts, diffusers builds the models of a single file in memory, also where accelerate is installed.
+
+    With it they are built without, and what the file lacks breaks loading before it can be named. Its pipelines offer
+    no argument for that.
+    """
+    before = single_file_utils.is_accelerate_available, single_file_model._LOW_CPU_MEM_USAGE_DEFAULT
+    vars(single_file_utils)["is_accelerate_available"] = lambda: False
+    single_file_model._LOW_CPU_MEM_USAGE_DEFAULT = False
+    try:
+        yield
+    finally:
+        single_file_utils.is_accelerate_available, single_file_model._LOW_CPU_MEM_USAGE_DEFAULT = before
 
 
 def fill(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from diffusers.loaders.single_file_utils import fetch_diffusers_config, load_single_file_checkpoint
 
-from bridle.base.blank import Blank, check_filled
+from bridle.base.blank import Blank, check_filled, in_memory
 from bridle.base.folder import INDEX, first_line, list_lacking, models_of, read_layout
 from bridle.base.hub import fetch
 from bridle.errors import BaseError
@@ -30,7 +30,7 @@ def read_checkpoint(path: Path, dtype: torch.dtype) -> Any:
     if lacking:
         raise BaseError(f"base {path} needs {', '.join(lacking)}, which {folder} lacks; copy the whole folder")
     try:
-        with Blank():
+        with in_memory(), Blank():
             pipeline = layout.pipeline.from_single_file(
                 str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **layout.unwanted
             )

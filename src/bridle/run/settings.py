@@ -28,7 +28,7 @@ class RunSettings:
     """All that a run needs to know.
 
     Args:
-        base: "embedded", a diffusers folder, or a hub id in the local cache.
+        base: as `bridle.load_base` takes it: "embedded", a diffusers folder, a checkpoint in one file, or a hub id.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
         data, control, train, probe, machine, sample: each described where it is defined.
 
