@@ -23,8 +23,8 @@ from bridle.base.load import load_base
 from bridle.cache.store import Cache, CachedBatch
 from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
+from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
-from bridle.demo.demo import PAIRS
 from bridle.files.weights import save_control
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import load_data
@@ -51,7 +51,10 @@ class ShuffledHints(Cache):
 
 def run(kind: str, out: Path) -> None:
     base, sample = load_base(), SampleSettings(steps=10, guidance=3.0, batch=DRAWN, precision="bf16")
-    data = load_data(DataSettings(folder=PAIRS, annotator="canny", held_out=32, variants=2), base, out / f"data-{kind}")
+    scenes = write_scenes(out / "scenes").folder
+    data = load_data(
+        DataSettings(folder=scenes, annotator="canny", held_out=32, variants=2), base, out / f"data-{kind}"
+    )
     cache = data.cache if kind == "true" else ShuffledHints.open(data.cache.folder)
     folder, console = out / kind, Console()
     torch.manual_seed(0)

@@ -17,8 +17,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
-from bridle.demo.demo import PAIRS
 from bridle.run import RunSettings, evaluate_run, train_run
 from bridle.run.show import Shown
 from bridle.sample.settings import SampleSettings
@@ -31,10 +31,10 @@ RECONNECT = 100  # of "small"
 PROBE_EVERY = 40  # finer than by default, to see when control is learned
 
 
-def settings_for(regime: str, seed: int) -> RunSettings:
+def settings_for(scenes: Path, regime: str, seed: int) -> RunSettings:
     """The demo's, with a learning rate that does not fall, because no run knows its last step."""
     return RunSettings(
-        data=DataSettings(folder=PAIRS, annotator="canny", held_out=32, variants=2),
+        data=DataSettings(folder=scenes, annotator="canny", held_out=32, variants=2),
         train=TrainSettings(
             steps=STEPS,
             batch=24,
@@ -55,6 +55,7 @@ def settings_for(regime: str, seed: int) -> RunSettings:
 
 def run(folder: Path, regime: str, seed: int, seconds: float) -> dict[str, object]:
     """One run, from its start to its figures."""
+    settings = settings_for(write_scenes(folder.parent / "scenes").folder, regime, seed)
     started, progress = time.process_time(), Shown.progress
 
     def until_time_is_up(self: Shown, step: int, row: dict[str, float] | None) -> None:
@@ -64,14 +65,14 @@ def run(folder: Path, regime: str, seed: int, seconds: float) -> dict[str, objec
 
     Shown.progress = until_time_is_up
     try:
-        outcome = train_run(settings_for(regime, seed), folder).outcome
+        outcome = train_run(settings, folder).outcome
     finally:
         Shown.progress = progress
     figures = evaluate_run(folder, seeds=1).evaluation.headline
     events = read_rows(folder / "events.jsonl")
     metrics, probes = read_rows(folder / "metrics.jsonl")[-1], read_rows(folder / "probes.jsonl")
     probed_s = sum(row["time_s"] for row in probes)
-    trained_s = metrics["step"] * settings_for(regime, seed).train.effective_batch / metrics["samples_per_s"]
+    trained_s = metrics["step"] * settings.train.effective_batch / metrics["samples_per_s"]
     at = {kind: [row["step"] for row in events if row["kind"] == kind] for kind in ("learned", "switch")}
     result = {"regime": regime, "seed": seed, "steps": outcome.step, **at, "f1": figures.control.mean}
     result["probing"] = probed_s / (probed_s + trained_s)

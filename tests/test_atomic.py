@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bridle.atomic import write_bytes, write_text, write_with
+from bridle.atomic import write_bytes, write_folder, write_text, write_with
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -47,3 +47,21 @@ def test_text_is_utf8_with_its_own_line_ends_in_every_locale(tmp_path: Path) -> 
 def test_others_may_read_what_is_written(tmp_path: Path) -> None:
     write_text(tmp_path / "text.txt", "text")
     assert (tmp_path / "text.txt").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_folder_is_filled_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fill(temporary: Path) -> None:
+        (temporary / "one.txt").write_text("new")
+
+    def fail(temporary: Path) -> None:
+        fill(temporary)
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_folder(tmp_path / "folder", fail)
+    assert list(tmp_path.iterdir()) == []
+    write_folder(tmp_path / "folder", fill)
+    assert (tmp_path / "folder" / "one.txt").read_text() == "new"
+    with pytest.raises(OSError, match="folder"):
+        write_folder(tmp_path / "folder", fill)  # it is no longer empty
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]

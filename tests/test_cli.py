@@ -19,10 +19,17 @@ from typer.testing import CliRunner
 
 from bridle import __version__
 from bridle.cli import app, main
+from bridle.data.scenes import read_facts
 from bridle.errors import BridleError, SampleError
 from bridle.run.start import Result
 
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+# Of a verb that has verbs of its own, those: "data embedded".
+COMMANDS: dict[str, Any] = {
+    f"{verb} {name}".rstrip(): command
+    for verb, group in VERBS.items()
+    for name, command in getattr(group, "commands", {"": group}).items()
+}
 Call = Callable[..., tuple[int, str, str]]
 
 
@@ -41,18 +48,20 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_the_verbs_follow_the_data() -> None:
-    assert set(COMMANDS) == {"demo", "train", "plan", "sample", "evaluate", "annotate", "info", "convert", "transfer"}
+    plain = {"demo", "train", "plan", "sample", "evaluate", "annotate", "info", "convert", "transfer"}
+    assert set(COMMANDS) == {*plain, "data embedded"}
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
 def test_every_verb_explains_itself_with_an_example_that_parses(verb: str) -> None:
-    result = CliRunner().invoke(app, [verb, "--help"])
+    result = CliRunner().invoke(app, [*verb.split(), "--help"])
     assert result.exit_code == 0
     assert "Example:" in result.stdout
     examples = re.findall(rf"`bridle ({verb}[^`]*)`", COMMANDS[verb].callback.__doc__)
     assert examples
     for example in examples:
-        COMMANDS[verb].make_context(verb, shlex.split(example)[1:])  # an option that does not exist is an error here
+        arguments = shlex.split(example)[len(verb.split()) :]
+        COMMANDS[verb].make_context(verb, arguments)  # an option that does not exist is an error here
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
@@ -65,7 +74,7 @@ def test_every_option_of_every_verb_has_a_help_text(verb: str) -> None:
 def test_help_of_every_verb_answers_without_loading_torch() -> None:
     script = (
         "import sys; from typer.testing import CliRunner; from bridle.cli import app\n"
-        f"for verb in {list(COMMANDS)}: assert 'Usage' in CliRunner().invoke(app, [verb, '--help']).stdout\n"
+        f"for verb in {list(COMMANDS)}: assert 'Usage' in CliRunner().invoke(app, [*verb.split(), '--help']).stdout\n"
         "print(sorted({'torch', 'diffusers', 'transformers', 'cv2', 'numpy'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
@@ -182,6 +191,21 @@ def test_what_train_is_told_reaches_training_with_overrides_last(
         "Training stopped at step 7: asked to stop.\nControl learned at step 2.\n"
         f"Control: {Path('runs/a/control')}, the best: {Path('runs/a/best')}\nThe same command goes on.\n"
     )
+
+
+def test_the_scenes_are_written_once_and_nothing_is_overwritten(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    facts = read_facts()
+    few = [next(fact for fact in facts if fact["split"] == split) for split in ("train", "held_out")]
+    monkeypatch.setattr("bridle.data.scenes.read_facts", lambda: few)
+    monkeypatch.chdir(tmp_path)
+    said = (0, "scenes: 2 scenes, 1 to train on, 1 of objects that these never show\n", "")
+    assert call("data", "embedded") == call("data", "embedded", "scenes") == said
+    status, out, _ = call("data", "embedded", "--json")
+    assert (status, json.loads(out)) == (0, {"folder": "scenes", "train": 1, "held_out": 1})
+    (tmp_path / "scenes" / "metadata.jsonl").write_text("mine")
+    check_one_line(call("data", "embedded"), "scenes is not empty", "give another folder")
 
 
 RESULT = Result(step=3, finished=True, reason="done", verdict="Control learned at step 2.", best=True)

@@ -1,6 +1,7 @@
 """Writes that leave either the old file or the new one, whatever happens in between: temp, fsync, rename."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,23 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write bytes."""
     write_with(path, lambda temporary: temporary.write_bytes(content))
+
+
+def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
+    """Let `fill` fill a temporary folder beside `path`, and move it into place; `path` is missing or an empty folder.
+
+    For many files that can be made again: they are not made durable one by one, so a power cut may empty some.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        fill(temporary)
+        temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can open
+        if path.is_dir():
+            path.rmdir()  # Windows replaces no folder; one that is not empty is an error here
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -24,6 +24,9 @@ app = typer.Typer(
     rich_markup_mode="markdown",
 )
 
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True, rich_markup_mode="markdown")
+app.add_typer(data_app, name="data")
+
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set train.lr=1e-4")
 ]
@@ -259,6 +262,23 @@ def transfer(
 
     moved = transfer_file(control, source, target, out)
     say({"control": str(out), "weights_moved": moved}, as_json, lines=[f"{out}: {moved:,} weights moved"])
+
+
+@data_app.command()
+def embedded(
+    out: Annotated[Path, typer.Argument(help="The folder to write; it must not exist, or be empty.")] = Path("scenes"),
+    as_json: AsJson = False,
+) -> None:
+    """Write the rendered scenes that come with Bridle as a data set: pictures, captions, depth, normals, segmentation.
+
+    Example: `bridle data embedded scenes`, then `bridle train --data scenes --set data.annotator=depth`
+    """
+    from bridle.data.scenes import write_scenes
+
+    written = write_scenes(out)
+    counted = f"{written.train} to train on, {written.held_out} of objects that these never show"
+    result = {"folder": str(out), "train": written.train, "held_out": written.held_out}
+    say(result, as_json, lines=[f"{out}: {written.train + written.held_out} scenes, {counted}"])
 
 
 def read_settings(path: Path | None, data: Path | None, overrides: list[str] | None) -> "RunSettings":

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from bridle.cache.build import build_cache
 from bridle.cache.encode import to_pixels
 from bridle.cache.store import Cache
 from bridle.control.text import Text
+from bridle.data.annotate.annotator import Annotator
 from bridle.data.annotate.canny import Canny
 from bridle.data.load import load_example
 from bridle.data.settings import DataSettings
@@ -64,7 +65,7 @@ class House:
     folder: Path
     cache: Path
     values: dict[str, Any] = field(default_factory=dict)
-    annotator: Canny = field(default_factory=Canny)
+    annotator: Annotator = field(default_factory=Canny)
     encoders: FakeEncoders = field(default_factory=FakeEncoders)
 
     @property
@@ -77,7 +78,7 @@ class House:
         (self.folder / f"{number}.txt").write_text(caption)
 
     def build(self) -> Cache:
-        source = open_source(self.folder)
+        source = open_source(self.folder, self.annotator.name)
         return build_cache(source, self.settings, self.annotator, self.encoders, self.cache, batch=3)
 
 
@@ -160,9 +161,9 @@ CHANGES: dict[str, Change] = {
     "changed: settings variants 2 -> 3": set_value("variants", 3),
     "changed: annotator low 100 -> 20": lambda house: setattr(house, "annotator", Canny(low=20)),
     "changed: the base": lambda house: setattr(house.encoders, "fingerprint", "fake 2"),
-    "changed: pictures, hints or captions": lambda house: house.write(0, "another caption"),
-    "changed: pictures, hints or captions ": lambda house: house.write(0, "", seed=99),
-    "changed: pictures, hints or captions  ": lambda house: house.write(8, "one more"),
+    "changed: pictures, hints, captions or splits": lambda house: house.write(0, "another caption"),
+    "changed: pictures, hints, captions or splits ": lambda house: house.write(0, "", seed=99),
+    "changed: pictures, hints, captions or splits  ": lambda house: house.write(8, "one more"),
     "pairs-00000.safetensors is missing": lambda house: (house.cache / "pairs-00000.safetensors").unlink(),
     "index.json cannot be read": lambda house: (house.cache / "index.json").write_text("{"),
     "index.json is not of version": lambda house: (house.cache / "index.json").write_text("{}"),
@@ -249,6 +250,60 @@ def test_hints_from_files_need_no_annotator(house: House) -> None:
     images = house.encoders.images
     house.build()
     assert house.encoders.images == images
+
+
+def write_rows(house: House, *columns: dict[str, str]) -> None:
+    rows = [{"file_name": f"{n}.png", "text": "x", **more} for n, more in enumerate(columns)]
+    (house.folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_hints_from_the_conditions_column_are_told_and_need_no_annotator(house: House, capsys: Capture) -> None:
+    write_rows(house, *({"canny": f"{7 - n}.png"} for n in range(8)))
+    cache = house.build()
+    assert cache.annotator == "canny"
+    assert "hints: canny from files" in capsys.readouterr().err
+    records = {record.id: record for record in open_source(house.folder, "canny").records}
+    for id in cache.held_out_ids:
+        example = load_example(records[id.split("#")[0]], house.settings, house.annotator, 0, train=False)
+        hint = cache.batch([id]).hint[0]
+        assert torch.equal(hint, torch.from_numpy(example.hint).permute(2, 0, 1) / 255)
+    house.annotator, images = Canny(low=1), house.encoders.images
+    house.build()
+    assert house.encoders.images == images
+
+
+@dataclass(frozen=True)
+class Normals(Canny):
+    """Only its name counts: the hints come from files."""
+
+    name: ClassVar[str] = "normals"
+
+
+@pytest.mark.parametrize("column", ["hint", "canny"])
+def test_what_hint_files_show_is_part_of_the_fingerprint(house: House, column: str, capsys: Capture) -> None:
+    write_rows(house, *({column: f"{n}.png", "normals": f"{n}.png"} for n in range(8)))
+    first = house.build()
+    house.annotator = Normals()  # mirrored in another way
+    assert house.build().fingerprint != first.fingerprint
+    assert "changed: annotator" in capsys.readouterr().err
+
+
+def test_held_out_pairs_are_those_that_the_data_set_names(house: House, capsys: Capture) -> None:
+    write_rows(house, *({"split": "test" if n % 2 else "train"} for n in range(8)))
+    cache = house.build()
+    assert {id.split("#")[0] for id in cache.train_ids} == {f"{n}.png" for n in (0, 2, 4, 6)}
+    assert {int(id[0]) % 2 for id in cache.held_out_ids} == {1}
+    assert len(cache.held_out_ids) == 2
+    write_rows(house, *({"split": "test" if n % 2 == 0 else "train"} for n in range(8)))
+    again = house.build()
+    assert "changed: pictures, hints, captions or splits" in capsys.readouterr().err
+    assert {int(id[0]) % 2 for id in again.train_ids} == {1}
+
+
+def test_a_data_set_that_holds_out_everything_is_an_error(house: House) -> None:
+    write_rows(house, *({"split": "val"} for _ in range(8)))
+    with pytest.raises(DataError, match="holds out all of its 8 pairs; set the split of some to train"):
+        house.build()
 
 
 def cut(path: Path) -> None:

@@ -44,6 +44,77 @@ def test_metadata_and_a_folder_of_text_files_give_the_same_pairs(tmp_path: Path,
     assert [record.id for record in folder.records] == ["a.png", "deep/er/b.JPG"]
 
 
+def write_columns(tmp_path: Path, write_picture: WritePicture, *columns: dict[str, object]) -> None:
+    """Rows of a metadata.jsonl, one for each dictionary of columns; every file that is named is there."""
+    for number, more in enumerate(columns):
+        write_picture(f"{number}.png", number)
+        for name in more.values():
+            if isinstance(name, str) and name.endswith(".png"):
+                write_picture(name)
+    write_lines(
+        tmp_path / "metadata.jsonl",
+        *({"file_name": f"{number}.png", "text": "", **more} for number, more in enumerate(columns)),
+    )
+
+
+def test_hints_come_from_the_conditions_own_column(tmp_path: Path, write_picture: WritePicture) -> None:
+    write_columns(tmp_path, write_picture, *({"depth": f"d{n}.png", "canny": f"c{n}.png"} for n in range(2)))
+    for condition in ("depth", "canny"):
+        source = open_source(tmp_path, condition)
+        hints = [record.hint.name for record in source.records if record.hint]
+        assert hints == [f"{condition[0]}{n}.png" for n in range(2)]
+        assert source.condition == condition
+    for condition in ("scribble", None):
+        assert not open_source(tmp_path, condition).has_hints
+        assert open_source(tmp_path, condition).condition is None
+
+
+def test_a_column_that_is_called_hint_goes_before_the_conditions(tmp_path: Path, write_picture: WritePicture) -> None:
+    write_columns(tmp_path, write_picture, {"depth": "d0.png"}, {"depth": "d1.png", "conditioning_image": "h.png"})
+    source = open_source(tmp_path, "depth")
+    assert [(record.id, record.hint) for record in source.records] == [("1.png", tmp_path / "h.png")]
+    assert source.condition is None
+    assert [item.reason for item in source.quarantine] == ["names no hint while others do"]
+
+
+def test_a_line_without_the_conditions_column_is_set_aside(tmp_path: Path, write_picture: WritePicture) -> None:
+    write_columns(tmp_path, write_picture, {"depth": "d0.png"}, {}, {"depth": None}, {"depth": 3.5})
+    source = open_source(tmp_path, "depth")
+    assert [record.id for record in source.records] == ["0.png"]
+    assert {item.id: item.reason for item in source.quarantine} == {
+        "1.png": "names no hint while others do",
+        "2.png": "names no hint while others do",
+        "3.png": "depth is 3.5; expected text (metadata.jsonl:4)",
+    }
+
+
+def test_a_column_without_a_single_usable_hint_leaves_them_to_the_annotator(
+    tmp_path: Path, write_picture: WritePicture
+) -> None:
+    write_columns(tmp_path, write_picture, {"depth": 3.5}, {})
+    source = open_source(tmp_path, "depth")
+    assert [record.id for record in source.records] == ["1.png"]
+    assert (source.condition, source.has_hints) == (None, False)
+
+
+def test_splits_by_any_of_their_names(tmp_path: Path, write_picture: WritePicture) -> None:
+    names = ("train", "held_out", "validation", "val", "test", None)
+    write_columns(tmp_path, write_picture, *({"split": name} for name in names), {})
+    splits = [record.split for record in open_source(tmp_path).records]
+    assert splits == ["train", *["held_out"] * 4, None, None]
+
+
+@pytest.mark.parametrize("split", ["Train", "dev", 1, ["train"]])
+def test_an_unknown_split_is_set_aside_and_never_trained_on(
+    split: object, tmp_path: Path, write_picture: WritePicture
+) -> None:
+    write_columns(tmp_path, write_picture, {"split": split}, {})
+    source = open_source(tmp_path)
+    assert [record.id for record in source.records] == ["1.png"]
+    expected = f"split is {split!r}; expected one of train, held_out, validation, val, test"
+    assert source.quarantine[0].reason.startswith(expected)
+
+
 BAD_ROWS = {
     "not a line of JSON": "{'file_name': 1}",
     "not a JSON object": [1, 2],

@@ -12,12 +12,12 @@ from rich.progress import Progress
 from bridle.atomic import write_text
 from bridle.cache.encode import Encoders, to_channels_first, to_pixels
 from bridle.cache.fingerprint import Fingerprint, describe_change, take_fingerprint
-from bridle.cache.index import HELD_OUT, INDEX, TRAIN, Index, Row, read_index, write_index
+from bridle.cache.index import INDEX, Index, Row, read_index, write_index
 from bridle.cache.shards import PairWriter, write_captions
 from bridle.cache.store import Cache
 from bridle.data.annotate.annotator import Annotator
-from bridle.data.example import Example, Quarantined, Record
-from bridle.data.load import choose_held_out, load_example
+from bridle.data.example import HELD_OUT, TRAIN, Example, Quarantined, Record
+from bridle.data.load import load_example, share_out
 from bridle.data.settings import DataSettings
 from bridle.data.sources import Source
 from bridle.errors import CacheError, ConfigError, DataError
@@ -129,14 +129,11 @@ def _clear(folder: Path) -> None:
 
 
 def _list_samples(source: Source, settings: DataSettings) -> list[_Sample]:
-    held_out = choose_held_out([record.id for record in source.records], settings.held_out)
-    samples = []
-    for record in source.records:
-        if record.id in held_out:
-            samples.append(_Sample(record=record, variant=0, split=HELD_OUT))
-        else:
-            samples += [_Sample(record=record, variant=variant, split=TRAIN) for variant in range(settings.variants)]
-    return samples
+    train, held_out = share_out(source.records, settings.held_out)
+    return [
+        *(_Sample(record=record, variant=0, split=HELD_OUT) for record in held_out),
+        *(_Sample(record=r, variant=variant, split=TRAIN) for r in train for variant in range(settings.variants)),
+    ]
 
 
 def _load(
@@ -171,7 +168,11 @@ def _write_quarantine(folder: Path, quarantine: list[Quarantined], console: Cons
 
 
 def _nothing_left(source: Source, settings: DataSettings, undecodable: list[Quarantined]) -> DataError:
-    if len(source.records) <= settings.held_out:
+    if all(record.split == HELD_OUT for record in source.records):
+        return DataError(
+            f"{source.folder} holds out all of its {len(source.records)} pairs; set the split of some to train"
+        )
+    if not share_out(source.records, settings.held_out)[0]:
         return DataError(
             f"{source.folder} has {len(source.records)} pairs and held_out is {settings.held_out}, which leaves none to"
             " train on; lower held_out"

@@ -10,6 +10,8 @@ from typing import Any
 from bridle.atomic import write_text
 from bridle.cache.encode import Encoders
 from bridle.data.annotate.annotator import Annotator
+from bridle.data.example import HELD_OUT
+from bridle.data.load import NORMALS
 from bridle.data.settings import DataSettings
 from bridle.data.sources import Source
 
@@ -31,8 +33,12 @@ def take_fingerprint(
     """
     chosen = dataclasses.asdict(settings)
     del chosen["folder"], chosen["annotator"]  # the data set may move; the annotator has a part of its own
-    made_by = {"name": "files"} if source.has_hints else annotator.settings()
-    parts = {"base": encoders.fingerprint, "annotator": made_by, "settings": chosen, "data": _hash_data(source, folder)}
+    parts = {
+        "base": encoders.fingerprint,
+        "annotator": _describe_hints(source, annotator),
+        "settings": chosen,
+        "data": _hash_data(source, folder),
+    }
     result: Fingerprint = json.loads(json.dumps(parts))  # tuples become lists here, as they will in the index
     return result
 
@@ -45,13 +51,22 @@ def describe_change(old: Fingerprint, new: Fingerprint) -> str | None:
     for part in ("annotator", "settings"):
         changes += [f"{part} {change}" for change in _list_changes(old[part], new[part])]
     if old["data"] != new["data"]:
-        changes.append("pictures, hints or captions")
+        changes.append("pictures, hints, captions or splits")
     return ", ".join(changes) or None
 
 
 def hash_fingerprint(fingerprint: Fingerprint) -> str:
     """One hash of all parts, 64 hex digits."""
     return hashlib.sha256(json.dumps(fingerprint, sort_keys=True).encode()).hexdigest()
+
+
+def _describe_hints(source: Source, annotator: Annotator) -> dict[str, Any]:
+    """Of hints from files, the annotator's settings are no part: only what they show, where it is known or matters."""
+    if source.condition is not None:
+        return {"name": source.condition, "files": True}
+    if source.has_hints:
+        return {"name": "files", **({"mirrored_as": NORMALS} if annotator.name == NORMALS else {})}
+    return annotator.settings()
 
 
 def _list_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -64,7 +79,7 @@ def _hash_data(source: Source, folder: Path) -> str:
     stamps = {}
     total = hashlib.sha256()
     for record in source.records:
-        row = [record.id, record.caption]
+        row = [record.id, record.caption, *([HELD_OUT] if record.split == HELD_OUT else [])]
         for path in filter(None, (record.image, record.hint)):
             name = path.relative_to(source.folder).as_posix()
             stamps[name] = _stamp(path, known.get(name))

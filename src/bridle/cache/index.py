@@ -12,7 +12,6 @@ from bridle.errors import CacheError
 
 INDEX = "index.json"
 _VERSION = 1
-TRAIN, HELD_OUT = "train", "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bridle.cache.fingerprint import hash_fingerprint
-from bridle.cache.index import HELD_OUT, TRAIN, Index, Row, damaged, read_index
+from bridle.cache.index import Index, Row, damaged, read_index
 from bridle.control.text import Text, join_texts
-from bridle.data.example import Quarantined
+from bridle.data.example import HELD_OUT, TRAIN, Quarantined
 from bridle.errors import CacheError
 
 _OPEN_SHARDS = 64  # mapped at once; each is a file handle
@@ -89,7 +89,7 @@ class Cache:
 
     @property
     def annotator(self) -> str:
-        """What made the hints: an annotator's name, or "files" where the data set brought them."""
+        """What the hints show: an annotator's name, or "files" where the data set brought them and does not say."""
         return str(self._index.fingerprint["annotator"]["name"])
 
     @property
@@ -121,9 +121,10 @@ class Cache:
         """One line: how many pairs, of what kind, how large, where."""
         size_px = self._index.fingerprint["settings"]["size_px"]
         size_mb = sum(shard.size_bytes for shard in self._index.shards) / 1e6
+        from_files = " from files" if self._index.fingerprint["annotator"].get("files") else ""
         return (
-            f"{len(self.train_ids)} training and {len(self.held_out_ids)} held-out samples at {size_px} px, "
-            f"hints: {self.annotator}, {len(self._index.captions) - 1} captions, {size_mb:.1f} MB in {self.folder}"
+            f"{len(self.train_ids)} training and {len(self.held_out_ids)} held-out samples at {size_px} px, hints: "
+            f"{self.annotator}{from_files}, {len(self._index.captions) - 1} captions, {size_mb:.1f} MB in {self.folder}"
         )
 
     def _list_ids(self, split: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Pixels = NDArray[np.uint8]
+TRAIN, HELD_OUT = "train", "held_out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,12 +19,14 @@ class Record:
         image: the picture's file.
         hint: the hint's file, or None where an annotator makes the hint.
         caption: may be empty.
+        split: `TRAIN` or `HELD_OUT` where the data set says which; None where it does not.
     """
 
     id: str
     image: Path
     hint: Path | None
     caption: str
+    split: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

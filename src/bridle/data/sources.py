@@ -1,23 +1,24 @@
 """Which pairs a folder holds. In: a folder in one of three layouts. Out: records, and what was set aside and why.
 
 Fill50K          prompt.json, one object a line: {"source": hint, "target": picture, "prompt": caption}
-metadata.jsonl   one object a line: "file_name"; "text", "caption" or "prompt"; and "hint" or "conditioning_image" if
-                 the data set brings hints
+metadata.jsonl   one object a line: "file_name"; "text", "caption" or "prompt"; and if the data set brings hints, "hint"
+                 or "conditioning_image", or a column for each condition, such as "depth"; "split" if it brings one
 folder           pictures at any depth, each with its caption in a .txt file of the same name
 """
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bridle.data.example import Quarantined, Record
+from bridle.data.example import HELD_OUT, TRAIN, Quarantined, Record
 from bridle.errors import DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FILL50K, _METADATA = "prompt.json", "metadata.jsonl"
+_SPLITS = {TRAIN: TRAIN, **dict.fromkeys((HELD_OUT, "validation", "val", "test"), HELD_OUT)}
 _SHOWN = 3  # reasons in an error message
 
 
@@ -29,11 +30,13 @@ class Source:
         folder: the data set.
         records: with unique ids, in a stable order; either all of them have a hint file or none has.
         quarantine: what was set aside while listing.
+        condition: what the hint files show, such as "depth", where the column that names them says so.
     """
 
     folder: Path
     records: tuple[Record, ...]
     quarantine: tuple[Quarantined, ...]
+    condition: str | None = None
 
     @property
     def has_hints(self) -> bool:
@@ -43,24 +46,29 @@ class Source:
 
 @dataclass(frozen=True)
 class _Keys:
-    """How one layout calls things; of several names the first one present counts."""
+    """How one layout calls things; of several names the first one present counts. split: None where it has none."""
 
     image: tuple[str, ...]
     caption: tuple[str, ...]
     hint: tuple[str, ...]
     needs_hint: bool
+    split: str | None
 
 
 _LISTS = {
-    _FILL50K: _Keys(("target",), ("prompt",), ("source",), True),
-    _METADATA: _Keys(("file_name",), ("text", "caption", "prompt"), ("hint", "conditioning_image"), False),
+    _FILL50K: _Keys(("target",), ("prompt",), ("source",), True, None),
+    _METADATA: _Keys(("file_name",), ("text", "caption", "prompt"), ("hint", "conditioning_image"), False, "split"),
 }
 
 
-def open_source(folder: Path) -> Source:
+def open_source(folder: Path, condition: str | None = None) -> Source:
     """Recognise a folder's layout and list its pairs. Pictures are not opened here.
 
     A line or file that cannot be used is named in the quarantine and is no error by itself.
+
+    Args:
+        folder: the data set.
+        condition: the column of a metadata.jsonl whose files are the hints, unless lines name a "hint" as such.
 
     Raises: DataError: the folder is missing, holds two lists, or nothing usable.
     """
@@ -69,11 +77,32 @@ def open_source(folder: Path) -> Source:
     lists = [name for name in _LISTS if (folder / name).is_file()]
     if len(lists) > 1:
         raise DataError(f"data folder {folder} holds both {' and '.join(lists)}; remove the one that is not meant")
-    listed = _read_list(folder, lists[0]) if lists else _read_folder(folder)
-    return _collect(folder, list(listed))
+    keys = _choose_keys(folder, lists[0], condition) if lists else None
+    listed = list(_read_list(folder, lists[0], keys) if keys else _read_folder(folder))
+    return _collect(folder, listed, condition if keys and keys.hint == (condition,) else None)
 
 
-def _collect(folder: Path, listed: list[Record | Quarantined]) -> Source:
+def _choose_keys(folder: Path, name: str, condition: str | None) -> _Keys:
+    """What the layout calls things; the hint is the condition's column where lines have it and name no "hint" as such.
+
+    Settled for all lines at once, so that no two kinds of hints come together.
+    """
+    keys = _LISTS[name]
+    if condition is None or keys.needs_hint:
+        return keys
+    present = {key for line in _lines(folder, name) for key in _named(line[1])}
+    return replace(keys, hint=(condition,)) if condition in present and present.isdisjoint(keys.hint) else keys
+
+
+def _named(line: bytes) -> set[str]:
+    """The keys of a line that have a value; none where it cannot be read, which `_read_line` will say."""
+    try:
+        return {key for key, value in _parse(line).items() if value is not None}
+    except DataError:
+        return set()
+
+
+def _collect(folder: Path, listed: list[Record | Quarantined], condition: str | None) -> Source:
     has_hints = any(isinstance(item, Record) and item.hint is not None for item in listed)
     records: dict[str, Record] = {}
     quarantine = []
@@ -88,7 +117,12 @@ def _collect(folder: Path, listed: list[Record | Quarantined]) -> Source:
             records[item.id] = item
     if not records:
         raise DataError(_describe_empty(folder, quarantine))
-    return Source(folder=folder, records=tuple(records.values()), quarantine=tuple(quarantine))
+    return Source(
+        folder=folder,
+        records=tuple(records.values()),
+        quarantine=tuple(quarantine),
+        condition=condition if has_hints else None,
+    )
 
 
 def _describe_empty(folder: Path, quarantine: list[Quarantined]) -> str:
@@ -120,11 +154,15 @@ def _read_folder(folder: Path) -> Iterator[Record | Quarantined]:
             yield Quarantined(id=id, reason=str(error))
 
 
-def _read_list(folder: Path, name: str) -> Iterator[Record | Quarantined]:
+def _read_list(folder: Path, name: str, keys: _Keys) -> Iterator[Record | Quarantined]:
+    for number, line in _lines(folder, name):
+        yield _read_line(folder, line, f"{name}:{number}", keys)
+
+
+def _lines(folder: Path, name: str) -> Iterator[tuple[int, bytes]]:
+    """The lines of a list that are not empty, with their numbers from 1."""
     with (folder / name).open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                yield _read_line(folder, line, f"{name}:{number}", _LISTS[name])
+        yield from ((number, line) for number, line in enumerate(lines, 1) if line.strip())
 
 
 def _read_line(folder: Path, line: bytes, place: str, keys: _Keys) -> Record | Quarantined:
@@ -137,7 +175,8 @@ def _read_line(folder: Path, line: bytes, place: str, keys: _Keys) -> Record | Q
         caption = _take(row, keys.caption)
         with_hint = keys.needs_hint or any(row.get(key) is not None for key in keys.hint)
         hint = _locate(folder, _take(row, keys.hint)) if with_hint else None
-        return Record(id=id, image=_locate(folder, image), hint=hint, caption=caption.strip())
+        split = _read_split(row, keys)
+        return Record(id=id, image=_locate(folder, image), hint=hint, caption=caption.strip(), split=split)
     except DataError as error:
         return Quarantined(id=id, reason=f"{error} ({place})" if id != place else str(error))
 
@@ -160,6 +199,15 @@ def _take(row: dict[str, Any], keys: tuple[str, ...]) -> str:
     if not _is_text(value):
         raise DataError(f"{' or '.join(keys)} holds half a character (a lone surrogate); expected text")
     return value
+
+
+def _read_split(row: dict[str, Any], keys: _Keys) -> str | None:
+    value = row.get(keys.split) if keys.split else None
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in _SPLITS:
+        raise DataError(f"split is {value!r}; expected one of {', '.join(_SPLITS)}")
+    return _SPLITS[value]
 
 
 def _is_text(value: str) -> bool:

@@ -80,6 +80,17 @@ def fit_hint(hint: Pixels, size_px: int, geometry: Geometry = CENTER) -> Pixels:
     return _resize(_cut(hint, geometry), size_px, cv2.INTER_NEAREST_EXACT)
 
 
+def mirror_normals(hint: Pixels) -> Pixels:
+    """Turn the normals of a map that was mirrored as a picture: x, its red, points the other way.
+
+    Args: hint: [H, W, 3] uint8, (n + 1) / 2 * 255 of x right, y up, z towards the camera.
+    Returns: the same shape.
+    """
+    mirrored = hint.copy()
+    mirrored[..., 0] = 255 - mirrored[..., 0]
+    return mirrored
+
+
 def _cut(pixels: Pixels, geometry: Geometry) -> Pixels:
     height, width, _ = pixels.shape
     side = min(height, width)

@@ -1,6 +1,7 @@
 """`bridle demo`: teach the embedded base to follow edges, and measure that it does.
 
-The pictures beside this file were drawn by the embedded base itself; `--data` puts a folder of your own in their place.
+It trains on the scenes that the package carries, and measures on objects that these never show; `--data` puts a folder
+of your own in their place.
 """
 
 import re
@@ -15,6 +16,7 @@ from rich.console import Console
 from bridle.atomic import write_with
 from bridle.base.base import Base
 from bridle.control.control import Control
+from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
 from bridle.evaluate import sentence
 from bridle.evaluate.evaluate import HeldOutPair
@@ -24,10 +26,12 @@ from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings
 from bridle.train.settings import TrainSettings
 
-PAIRS = Path(__file__).parent / "pairs"
 HELD_OUT = 12
 COLOURS = ("red", "yellow", "green", "blue")
-NAMED = {*COLOURS, "orange", "purple", "pink", "brown", "black", "white", "grey"}
+NAMED = "red|orange|yellow|green|blue|turquoise|purple|pink|brown|beige|black|white|grey|golden|silver|copper"
+COLOUR = re.compile(rf"\b(?:(?:light|dark) )?(?:{NAMED})(?= \w)")  # with a word after it: "an orange" is a fruit
+MATERIAL = re.compile(r"\b(?:wooden|plastic|metal|leather|fabric|ceramic)(?= \w)")
+PLACE = re.compile(r" (?:on|in front of) ")
 SHOWN = 4  # hints on the sheet of colours
 
 
@@ -42,11 +46,16 @@ class DemoResult:
     summary: dict[str, Any]
 
 
-def settings_for(folder: Path) -> RunSettings:
-    """A short run for a small base: a learning rate far above the paper's, and averaged weights."""
+def settings_for(folder: Path, variants: int) -> RunSettings:
+    """A short run for a small base: a learning rate far above the paper's, and averaged weights.
+
+    Args:
+        folder: the data set.
+        variants: draws of each training pair that are encoded, at some 30 ms of one core each.
+    """
     steps = 600
     return RunSettings(
-        data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=2),
+        data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=variants),
         train=TrainSettings(
             steps=steps,
             batch=24,
@@ -66,11 +75,11 @@ def run_demo(data: Path | None, out: Path) -> DemoResult:
     """Train, measure, report. Called again, it goes on where it was stopped.
 
     Args:
-        data: a folder of captioned pictures; the package's own where None.
+        data: a folder of captioned pictures; where None, the package's own, which are then written to `out`/scenes.
         out: the run's folder.
     """
     console, started = Console(stderr=True), time.monotonic()
-    settings = settings_for(data or PAIRS)
+    settings = settings_for(data, variants=2) if data else settings_for(write_scenes(out / "scenes").folder, variants=1)
     console.print(f"Teaching the embedded base to follow edges, on the pictures in {settings.data.folder}")
     run = train_run(settings, out, console)
     if not run.outcome.finished:
@@ -91,19 +100,24 @@ def run_demo(data: Path | None, out: Path) -> DemoResult:
 
 
 def recolour(caption: str) -> list[str]:
-    """The same caption in four colours; empty where it names no colour."""
-    words = caption.split()
-    named = [place for place, word in enumerate(words) if word in NAMED]
-    if not named:
+    """The same caption with its first thing in four colours; empty where it names neither its colour nor material.
+
+    The colour goes in place of the first colour word before the caption says where the thing is, or else of the
+    material: it is never the floor's or the wall's.
+    """
+    place = PLACE.search(caption)
+    thing = caption[: place.start()] if place else caption
+    found = COLOUR.search(thing) or MATERIAL.search(thing)
+    if not found:
         return []
-    captions = [" ".join([*words[: named[0]], colour, *words[named[0] + 1 :]]) for colour in COLOURS]
-    return [re.sub(r"\ban? (?=\w)", "a ", caption, count=1) for caption in captions]
+    before = re.sub(r"\ban $", "a ", thing[: found.start()])  # none of the colours begins with a vowel
+    return [before + colour + caption[found.end() :] for colour in COLOURS]
 
 
 def write_colours(
     base: Base, control: Control, folder: Path, pairs: list[HeldOutPair], how: SampleSettings
 ) -> Path | None:
-    """One hint, four prompts: the shape is the hint's, colour the prompt's. None where no caption names a colour."""
+    """One hint, four prompts: the shape is the hint's, colour the prompt's. None where no caption names one."""
     rows, captions = [], []
     for pair in [pair for pair in pairs if recolour(pair.caption)][:SHOWN]:
         prompts = recolour(pair.caption)

@@ -32,11 +32,12 @@ class RunData:
 
 def load_data(settings: DataSettings, base: Base, folder: Path) -> RunData:
     """Open the data set and encode it, or reuse the cache in `folder`."""
-    source = open_source(settings.folder)
+    source = open_source(settings.folder, settings.annotator)
     cache = build_cache(source, settings, get_annotator(settings.annotator), base, folder / "cache")
     return RunData(settings, source, cache)
 
 
 def open_data(settings: DataSettings, folder: Path) -> RunData:
     """The same, already encoded by another process. Raises: CacheError: it is not."""
-    return RunData(settings, open_source(settings.folder), Cache.open(folder / "cache"))
+    source = open_source(settings.folder, settings.annotator)
+    return RunData(settings, source, Cache.open(folder / "cache"))
