@@ -2,9 +2,10 @@
 
 In: `pictures.zip`, and rendered scenes where there are any (tools/scenes). Out: `<out>/autoencoder.pt` (resumable) and
 `<out>/vae/` (diffusers format, averaged weights, float32).
-A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are.
+A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are: from
+`--start work/base/frozen/vae` to `decoder.pt` and `decoder/`.
 
-    python tools/base/autoencoder.py --scenes work/scenes/cc0 --out work/base --steps 9000
+    python tools/base/autoencoder.py --scenes work/scenes/cc0 --start src/bridle/base/embedded/v0/vae --steps 4000
 """
 
 import argparse
@@ -17,11 +18,14 @@ import numpy as np
 import pictures
 import state
 import torch
+import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 CROP_PX = 64
 KL_WEIGHT = 1e-6
+SIMILARITY_WEIGHT = 0.2
+SIMILARITY_PX = 7
 
 
 def build() -> AutoencoderKL:
@@ -68,10 +72,30 @@ def draw_crops(kinds: list[np.ndarray], count: int, rng: np.random.Generator) ->
 
 
 def loss_of(output: Tensor, target: Tensor) -> Tensor:
-    """L1 + squared error + L1 of the first differences, which keeps edges sharp."""
-    error = output.float() - target
+    """L1 + squared error + L1 of the first differences, which keeps edges sharp, + dissimilarity of structure."""
+    output = output.float()
+    error = output - target
     edges = (error[..., 1:] - error[..., :-1]).abs().mean() + (error[..., 1:, :] - error[..., :-1, :]).abs().mean()
-    return error.abs().mean() + error.square().mean() + edges
+    return (
+        error.abs().mean() + error.square().mean() + edges + SIMILARITY_WEIGHT * (1 - similarity(output, target).mean())
+    )
+
+
+def similarity(output: Tensor, target: Tensor) -> Tensor:
+    """SSIM over square windows, of pictures [B, 3, H, W] in [-1, 1]; 1 where they are equal."""
+
+    def mean(values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, SIMILARITY_PX, stride=1)
+
+    mean_x, mean_y = mean(output), mean(target)
+    var_x, var_y = mean(output.square()) - mean_x.square(), mean(target.square()) - mean_y.square()
+    covariance = mean(output * target) - mean_x * mean_y
+    # Both pictures have a range of 2; the mean enters as a value in [0, 2].
+    c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
+    mean_x, mean_y = mean_x + 1, mean_y + 1
+    return ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x.square() + mean_y.square() + c1) * (var_x + var_y + c2)
+    )
 
 
 @torch.no_grad()
@@ -85,8 +109,12 @@ def measure_psnr(vae: AutoencoderKL, held_out: Tensor) -> float:
 
 
 def held_out_pictures(concepts: list[pictures.Concept], rgba: np.ndarray, count: int = 64) -> Tensor:
-    """Held-out concepts on white, skin-tone copies left out. Returns: [N, 3, 128, 128] in [-1, 1]."""
-    rows = [i for i, concept in enumerate(concepts) if concept.held_out and not concept.skin_tone][:count]
+    """Held-out concepts in 3-D on white, skin-tone copies left out. Returns: [N, 3, 128, 128] in [-1, 1]."""
+    rows = [
+        i
+        for i, concept in enumerate(concepts)
+        if concept.held_out and concept.style == pictures.FLUENT and not concept.skin_tone
+    ][:count]
     return torch.from_numpy(pictures.over(rgba[rows], np.ones(3))).permute(0, 3, 1, 2) * 2 - 1
 
 
@@ -94,7 +122,10 @@ def train(args: argparse.Namespace) -> None:
     device, stop, started = state.pick_device(), state.Stop(), time.time()
     concepts, rgba = pictures.load(args.pictures)
     held_out = {"emoji": held_out_pictures(concepts, rgba).to(device)}
-    kinds = [rgba[[i for i, concept in enumerate(concepts) if not concept.held_out]]]
+    kinds = [
+        rgba[[i for i, concept in enumerate(concepts) if concept.style == style and not concept.held_out]]
+        for style in (pictures.FLUENT, pictures.NOTO)
+    ]
     if args.scenes:
         kinds.append(load_scenes(args.scenes, held_out=False))
         unseen = pictures.over(load_scenes(args.scenes, held_out=True)[:64], np.ones(3))
@@ -105,9 +136,6 @@ def train(args: argparse.Namespace) -> None:
     vae = build().to(device)
     ema = copy.deepcopy(vae)
     if args.decoder_only:
-        weights = state.load(args.out / "autoencoder.pt")["ema"]
-        vae.load_state_dict(weights)
-        ema.load_state_dict(weights)
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     trained = [p for p in vae.parameters() if p.requires_grad]
@@ -120,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
         step = saved["step"]
         print(f"resumed at step {step}", flush=True)
     elif args.start is not None:
-        weights = state.load(args.start)["ema"]
+        weights = AutoencoderKL.from_pretrained(args.start).float().state_dict()
         vae.load_state_dict(weights)
         ema.load_state_dict(weights)
 
@@ -153,14 +181,14 @@ def write(
         out / name,
         {"model": vae.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(), "step": step},
     )
-    ema.save_pretrained(out / "vae")
+    ema.save_pretrained(out / ("vae" if name == "autoencoder.pt" else "decoder"))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--scenes", type=Path, nargs="*", default=[], help="folders of rendered scenes")
-    parser.add_argument("--start", type=Path, help="an autoencoder.pt whose averaged weights to begin with")
+    parser.add_argument("--start", type=Path, help="an autoencoder in diffusers format to begin from")
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16)
@@ -168,4 +196,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
     parser.add_argument("--report", type=int, default=250)
     parser.add_argument("--decoder-only", action="store_true")
-    train(parser.parse_args())
+    args = parser.parse_args()
+    if args.decoder_only and args.start is None:
+        parser.error("--decoder-only needs --start, the autoencoder whose latents are to stay")
+    train(args)

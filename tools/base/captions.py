@@ -5,6 +5,7 @@ name. So the base learns that "blue" and "car" are two things, which makes one h
 """
 
 import re
+from typing import Any
 
 import cv2
 import numpy as np
@@ -83,6 +84,29 @@ def shift_hue(rgba: np.ndarray, degrees: float) -> np.ndarray:
     hsv[..., 0] = (hsv[..., 0] + degrees) % 360
     rgb = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return np.concatenate([np.round(rgb * 255).astype(np.uint8), rgba[..., 3:]], -1)
+
+
+STYLES = {
+    "fluent": (("{}", 0.7), ("{}, 3d emoji", 0.3)),
+    "noto": (("a flat drawing of {}", 0.6), ("{}, flat emoji", 0.4)),
+}
+
+
+def in_style(said: str, style: str, rng: np.random.Generator) -> str:
+    """A caption with its style named: always for flat drawings, sometimes for the 3-D ones."""
+    forms, odds = zip(*STYLES[style], strict=True)
+    return str(rng.choice(forms, p=odds)).format(said)
+
+
+def scene_caption(about: dict[str, Any], rng: np.random.Generator) -> str:
+    """What a rendered scene shows, as `tools/scenes` says it or in fewer words; its facts are in `about`."""
+    said = about["caption"]
+    if rng.random() < 0.4:  # without floor and wall; two things stay two
+        said = re.split(r" on an? | in front of ", said)[0]
+    if rng.random() < 0.1 and len(about["things"]) == 1:  # without material
+        said = " ".join(word for word in said.split() if word != about["things"][0]["material"])
+        said = re.sub(r"^an? (?=(\w))", lambda found: "an " if found[1] in "aeiou" else "a ", said)
+    return said
 
 
 def article(noun: str) -> str:

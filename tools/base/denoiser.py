@@ -11,6 +11,7 @@ import argparse
 import copy
 import json
 import time
+from collections import Counter
 from pathlib import Path
 
 import captions
@@ -29,7 +30,8 @@ from bridle.base.schedule import read_schedule
 from bridle.train.objective import loss_weights
 
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
-PLAIN_SHARE = 0.25  # of the draws that show the picture as it is
+PLAIN_SHARE = 0.25  # of the draws of an emoji that show the picture as it is
+KIND_SHARES = {"fluent": 0.45, "noto": 0.12, "scene": 0.43}
 TEXT_WIDTH = 256
 
 
@@ -86,20 +88,27 @@ class Views:
     def __init__(self, folder: Path, concepts: list[pictures.Concept]) -> None:
         self.mean, self.std, self.views = latents.load(folder)
         self.concepts = concepts
-        self.plain = np.array(
-            [view.concept != before for view, before in zip(self.views, self._shifted(), strict=True)]
-        )
-        weight = np.array([captions.GROUP_WEIGHTS[concepts[view.concept].group] for view in self.views])
-        count = np.bincount([view.concept for view in self.views])[[view.concept for view in self.views]]
-        share = np.where(self.plain, PLAIN_SHARE, (1 - PLAIN_SHARE) / np.maximum(count - 1, 1))
-        self.odds = weight * share / (weight * share).sum()
+        count = Counter((view.kind, view.concept) for view in self.views)
+        weights = np.array([self._weight(view, count[view.kind, view.concept]) for view in self.views])
+        totals = Counter[str]()
+        for view, weight in zip(self.views, weights, strict=True):
+            totals[view.kind] += weight
+        shares = np.array([KIND_SHARES[view.kind] / totals[view.kind] for view in self.views])
+        self.odds = weights * shares / (weights * shares).sum()
 
-    def _shifted(self) -> list[int]:
-        return [-1] + [view.concept for view in self.views[:-1]]
+    def _weight(self, view: latents.View, count: int) -> float:
+        """How often a view is drawn, relative to the others of its kind."""
+        if view.concept is None:
+            return 1.0
+        share = PLAIN_SHARE if view.number == 0 else (1 - PLAIN_SHARE) / max(count - 1, 1)
+        return captions.GROUP_WEIGHTS[self.concepts[view.concept].group] * share
 
     def caption(self, row: int, rng: np.random.Generator) -> str:
         view = self.views[row]
-        return captions.caption(self.concepts[view.concept], view.colour, view.ground, view.recoloured, rng)
+        if view.scene is not None:
+            return captions.scene_caption(view.scene, rng)
+        said = captions.caption(self.concepts[view.concept], view.colour, view.ground, view.recoloured, rng)
+        return captions.in_style(said, view.kind, rng)
 
     def draw(self, step: int, batch: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
         """Returns: clean latents [B, 4, 16, 16], B captions, noise like the latents, timesteps [B]."""
@@ -162,6 +171,29 @@ def learn_words(views: Views, folder: Path) -> CLIPTokenizer:
     return CLIPTokenizer.from_pretrained(folder)
 
 
+@torch.no_grad()
+def begin_from(folder: Path, model: nn.ModuleDict, tokenizer: CLIPTokenizer) -> None:
+    """Take over the weights of an earlier base. A token that it does not know begins as the mean of its pieces."""
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    model["unet"].load_state_dict(unet.state_dict())
+    before, known = (
+        CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+    )
+    weights = before.state_dict()
+    name = next(key for key in weights if key.endswith("token_embedding.weight"))
+    old, vocabulary = weights.pop(name).float(), known.get_vocab()
+    new = model["text_encoder"].get_input_embeddings().weight
+    for word, index in tokenizer.get_vocab().items():
+        whole = vocabulary.get(word)
+        pieces = [whole] if whole is not None else known(word.removesuffix("</w>"), add_special_tokens=False).input_ids
+        if pieces:
+            new[index] = old[pieces].mean(0)
+    missing, unexpected = model["text_encoder"].load_state_dict(weights, strict=False)
+    assert set(missing) <= {name}, missing
+    assert not unexpected, unexpected
+
+
 def train(args: argparse.Namespace) -> None:
     device, stop, started = state.pick_device(), state.Stop(), time.time()
     concepts, _ = pictures.load(args.pictures)
@@ -175,6 +207,8 @@ def train(args: argparse.Namespace) -> None:
     if device.type == "cpu":
         # The backward pass of flash attention is 41% of the step on CPU; plain products are faster at this size.
         model["unet"].set_attn_processor(AttnProcessor())
+    if args.start is not None:
+        begin_from(args.start, model, tokenizer)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = Optimizers(model, args.lr)
     step = 0
@@ -241,6 +275,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
+    parser.add_argument("--start", type=Path, help="a base to begin from, such as src/bridle/base/embedded/v0")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--lr", type=float, default=1.2e-3)

@@ -1,6 +1,6 @@
 """Make the shipped copy of a trained base: bfloat16, shards below 15 MB, and its model card.
 
-python tools/base/export.py --base work/base/model --out src/bridle/base/embedded/v0
+python tools/base/export.py --base work/base/model --out src/bridle/base/embedded/v1
 """
 
 import argparse
@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline
 
 SHARD = "14MB"
 LIMIT_MB, FILE_LIMIT_MB = 64, 15
@@ -20,6 +20,8 @@ def sizes_mb(folder: Path) -> dict[str, float]:
 
 def main(args: argparse.Namespace) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(args.base, dtype=torch.bfloat16, low_cpu_mem_usage=False)
+    if args.vae is not None:  # a sharper decoder for the same latents
+        pipeline.register_modules(vae=AutoencoderKL.from_pretrained(args.vae).bfloat16())
     card = args.out / "README.md"
     kept = card.read_text() if card.exists() else None
     shutil.rmtree(args.out, ignore_errors=True)
@@ -41,5 +43,6 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("work/base/model"))
-    parser.add_argument("--out", type=Path, default=Path("src/bridle/base/embedded/v0"))
+    parser.add_argument("--vae", type=Path, help="an autoencoder to put in the place of the base's own")
+    parser.add_argument("--out", type=Path, default=Path("src/bridle/base/embedded/v1"))
     main(parser.parse_args())

@@ -1,14 +1,19 @@
 """Every picture as latents, in several views: moved, scaled, mirrored, recoloured, on coloured grounds.
 
-In: `pictures.zip` and a trained autoencoder. Out: `vae/` with normalised latents, and `latents.safetensors` with one
-row a view, beside `views.jsonl`, which says what each row shows. Views make shape and place vary under one
-prompt, so that a control has something to decide.
+In: `pictures.zip`, rendered scenes as `tools/scenes/pack.py` packs them, and a trained autoencoder. Out: `vae/` with
+normalised latents, and `latents.safetensors` with one row a view, beside `views.jsonl`, which says what each row shows.
+Views make shape and place vary under one prompt, so that a control has something to decide. What is held out is left
+out.
 """
 
 import argparse
+import io
 import json
+import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import captions
 import cv2
@@ -17,18 +22,25 @@ import pictures
 import state
 import torch
 from diffusers import AutoencoderKL
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+SCENE = "scene"
+VIEWS = {pictures.FLUENT: 10, pictures.NOTO: 4, SCENE: 2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
     """What one row of latents shows."""
 
-    concept: int  # row in the pack
-    colour: str | None  # the one colour word that fits, None where none does
-    ground: str | None  # backdrop, None for white
-    recoloured: bool
+    kind: str  # "fluent", "noto" or "scene"
+    number: int  # 0 is the picture as it is
+    concept: int | None = None  # row in the pack of emoji
+    colour: str | None = None  # the one colour word that fits, None where none does
+    ground: str | None = None  # backdrop, None for white
+    recoloured: bool = False
+    scene: dict[str, Any] | None = None  # caption and facts
 
 
 def move(rgba: np.ndarray, scale: float, shift_px: tuple[float, float], degrees: float, mirror: bool) -> np.ndarray:
@@ -65,7 +77,9 @@ def draw_view(concepts: list[pictures.Concept], rgba: np.ndarray, row: int, numb
         ground = str(rng.choice(choices)) if rng.random() < 0.25 else None
     backdrop = np.ones(3) if ground is None else np.array(captions.GROUNDS[ground]) / 255
     image = pictures.over(picture, backdrop)
-    return image, View(concept=row, colour=colour, ground=ground, recoloured=recoloured)
+    return image, View(
+        kind=concept.style, number=number, concept=row, colour=colour, ground=ground, recoloured=recoloured
+    )
 
 
 @torch.no_grad()
@@ -94,42 +108,62 @@ def load(folder: Path) -> tuple[Tensor, Tensor, list[View]]:
     return tensors["mean"].float(), tensors["std"].float(), views
 
 
+def emoji_views(pack: Path) -> Iterator[tuple[np.ndarray, View]]:
+    """All views of the emoji that are drawn and not held out."""
+    concepts, rgba = pictures.load(pack)
+    for row, concept in enumerate(concepts):
+        if captions.is_drawn(concept) and not concept.held_out:
+            for number in range(VIEWS[concept.style]):
+                yield draw_view(concepts, rgba, row, number)
+
+
+def scene_views(pack: Path) -> Iterator[tuple[np.ndarray, View]]:
+    """The training scenes of a pack, each as it is and mirrored: captions never say left or right."""
+    with zipfile.ZipFile(pack) as archive:
+        for line in archive.read("scenes.jsonl").decode().splitlines():
+            about = json.loads(line)
+            if about["split"] == "train":
+                stored = io.BytesIO(archive.read(f"{about['number']:06}.webp"))
+                image = np.asarray(Image.open(stored).convert("RGB"), np.float32) / 255
+                facts = {key: about[key] for key in ("caption", "things", "floor", "wall")}
+                yield image, View(kind=SCENE, number=0, scene=facts)
+                yield image[:, ::-1], View(kind=SCENE, number=1, scene=facts)
+
+
+def as_pixels(images: list[np.ndarray]) -> Tensor:
+    """[H, W, 3] in [0, 1] each, to [B, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() * 2 - 1
+
+
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = state.pick_device()
-    concepts, rgba = pictures.load(args.pictures)
-    rows = [i for i, concept in enumerate(concepts) if captions.is_drawn(concept) and not concept.held_out]
     vae = AutoencoderKL.from_pretrained(args.vae).to(device).eval()
-
-    def pixels_of(pairs: list[tuple[int, int]]) -> tuple[Tensor, list[View]]:
-        images, views = zip(*(draw_view(concepts, rgba, row, number) for row, number in pairs), strict=True)
-        return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float().to(device) * 2 - 1, list(views)
-
-    normalise(vae, pixels_of([(row, 1) for row in rows[::2]])[0])
+    shown = [*emoji_views(args.pictures), *(pair for pack in args.scenes for pair in scene_views(pack))]
+    print(f"{len(shown)} views", flush=True)
+    normalise(vae, as_pixels([image for image, _ in shown[:: max(1, len(shown) // 1000)]]).to(device))
     vae.save_pretrained(args.out / "vae")
 
-    means, deviations, views = [], [], []
-    pairs = [(row, number) for row in rows for number in range(args.views)]
-    for start in range(0, len(pairs), 32):
-        pixels, shown = pixels_of(pairs[start : start + 32])
+    means, deviations = [], []
+    for start in range(0, len(shown), 32):
+        pixels = as_pixels([image for image, _ in shown[start : start + 32]]).to(device)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(pixels).latent_dist
         means.append(posterior.mean.half().cpu())
         deviations.append(posterior.std.half().cpu())
-        views += shown
         if start % 3200 == 0:
-            print(f"{start + len(shown)} of {len(pairs)} views", flush=True)
+            print(f"{start} of {len(shown)} encoded", flush=True)
     save_file(
         {"mean": torch.cat(means).contiguous(), "std": torch.cat(deviations).contiguous()},
         args.out / "latents.safetensors",
     )
-    (args.out / "views.jsonl").write_text("\n".join(json.dumps(asdict(view)) for view in views))
+    (args.out / "views.jsonl").write_text("\n".join(json.dumps(asdict(view)) for _, view in shown))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
+    parser.add_argument("--scenes", type=Path, nargs="*", default=[], help="pictures.zip of packed scenes")
     parser.add_argument("--vae", type=Path, default=Path("work/base/vae"))
     parser.add_argument("--out", type=Path, default=Path("work/base/frozen"))
-    parser.add_argument("--views", type=int, default=10)
     main(parser.parse_args())

@@ -14,9 +14,15 @@ from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings
 
 PROMPTS = (
-    "a red apple", "a smiling cat face", "a blue car", "a cactus", "a pizza", "a house", "a green apple",
-    "a purple cup of coffee", "a dog face", "a smiling face with sunglasses", "a rocket", "an umbrella",
-    "a sunflower", "a guitar", "a yellow fish", "a tree on a blue background",
+    "a red apple", "a blue car", "a smiling cat face", "a cactus", "a pizza", "a sunflower", "a green apple",
+    "a smiling face with sunglasses", "a rocket", "a tree on a blue background",
+    "a flat drawing of a dog face", "a flat drawing of a red flower",
+    "a red leather armchair on a wooden floor", "a wooden armchair on a green floor in front of a white wall",
+    "a blue plastic chair on a green floor", "a yellow stool on a red floor in front of a blue wall",
+    "a horse on a pink floor in front of a yellow striped wall", "a cup of coffee on a brown floor",
+    "a cactus on a wooden floor in front of a purple wall", "a green bed on a black and white checkered floor",
+    "a white toilet on a blue floor", "a purple locker in front of an orange wall", "a basketball on a green floor",
+    "a grey table on a yellow floor in front of a turquoise wall",
 )  # fmt: skip
 
 
