@@ -121,7 +121,9 @@ def sample(
     control: Annotated[Path | None, typer.Option(help="A control's folder or file, such as run/control.")] = None,
     hint: Annotated[Path | None, typer.Option(help="The hint as a picture.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to make the hint of, with --annotator.")] = None,
-    annotator: Annotated[str | None, typer.Option(help="canny where not given, soft_edge or scribble.")] = None,
+    annotator: Annotated[
+        str | None, typer.Option(help="canny where not given; `bridle annotate --help` lists them.")
+    ] = None,
     scale: Annotated[float | None, typer.Option(help="How strongly the control pulls: 1 where not given.")] = None,
     base: Annotated[str | None, typer.Option(help="As for training: embedded where not given.")] = None,
     init: Annotated[Path | None, typer.Option(help="A picture to begin from.")] = None,
@@ -191,7 +193,9 @@ def evaluate(
 def annotate(
     image: Annotated[Path, typer.Argument(help="The picture.")],
     out: Annotated[Path, typer.Argument(help="The hint to write, as PNG.")],
-    annotator: Annotated[str, typer.Option(help="canny, soft_edge or scribble.")] = "canny",
+    annotator: Annotated[
+        str, typer.Option(help="canny, depth, normals, scribble, segmentation or soft_edge.")
+    ] = "canny",
     as_json: AsJson = False,
 ) -> None:
     """Make a hint of a picture.

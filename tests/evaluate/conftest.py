@@ -22,13 +22,14 @@ class Canny:
 
 
 class Grey:
-    """A soft hint, for which F1 makes no sense."""
+    """A soft hint, for which F1 makes no sense; under the name of any condition."""
 
-    name = "grey"
-    channels = 1
+    def __init__(self, name: str = "grey", channels: int = 1) -> None:
+        self.name, self.channels = name, channels
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator | None = None) -> np.ndarray:
-        return cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 2)[..., None]
+        soft = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (0, 0), 2)[..., None]
+        return np.repeat(soft, self.channels, axis=2)
 
 
 def draw(seed: int) -> np.ndarray:
@@ -91,10 +92,10 @@ def reconstruct() -> Callable[[list[np.ndarray]], list[np.ndarray]]:
 
 @pytest.fixture
 def evaluated(tmp_path: Path) -> Callable[..., Evaluation]:
-    """Evaluates a generator that obeys the given share of hints, canny ones or soft ones."""
+    """Evaluates a generator that obeys the given share of hints: canny ones, soft ones, or those of a condition."""
 
-    def run(obeyed: float = 1.0, count: int = 8, soft: bool = False) -> Evaluation:
-        annotator = Grey() if soft else Canny()
+    def run(obeyed: float = 1.0, count: int = 8, soft: bool = False, condition: str = "") -> Evaluation:
+        annotator = Grey(condition, 3) if condition else Grey() if soft else Canny()
         pairs = make_pairs(annotator, count)
         return evaluate(pairs, annotator, Generator(pairs, obeyed), list, tmp_path, [1, 2], settings={"steps": 20})
 

@@ -9,7 +9,7 @@ import pytest
 
 from bridle.errors import BridleError, DataError, FileError, SampleError
 from bridle.evaluate import Evaluation, evaluate, judge, read_evaluation, sentence
-from bridle.evaluate.result import Mean
+from bridle.evaluate.result import Mean, compare
 from bridle.sample.picture import read_settings
 
 Run = Callable[..., Evaluation]
@@ -28,6 +28,47 @@ def test_the_verdict_is_what_the_generator_did(evaluated: Run, obeyed: float, ve
     assert judge(evaluation) == verdict
     assert words in sentence(evaluation)
     assert evaluation.headline.reached == pytest.approx(obeyed, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("condition", "measure", "words"),
+    [
+        ("depth", "depth_rmse", "depth RMSE {control:.1f} with the control, {without:.1f} without; the limit is 0.0"),
+        ("normals", "normals_deg", "between normals {control:.1f}° with the control, {without:.1f}° without"),
+    ],
+)
+def test_where_lower_figures_are_better_the_verdict_is_the_same(
+    evaluated: Run, condition: str, measure: str, words: str
+) -> None:
+    for obeyed, verdict in ((1.0, "follow"), (0.375, "in part"), (0.0, "do not follow")):
+        evaluation = evaluated(obeyed, condition=condition)
+        figures = evaluation.headline
+        assert evaluation.measure == measure
+        assert judge(evaluation) == verdict
+        assert figures.reached == pytest.approx(obeyed, abs=0.15)
+        assert figures.gain.mean == pytest.approx(figures.without.mean - figures.control.mean)
+        assert figures.room.mean == pytest.approx(figures.without.mean - figures.ceiling.mean)
+        assert figures.room.mean > 0
+        said = words.format(control=figures.control.mean, without=figures.without.mean)
+        assert said in sentence(evaluation)
+        assert sentence(evaluation).endswith("(lower is better).")
+
+
+def test_lower_figures_that_rise_are_further_from_the_hints(evaluated: Run) -> None:
+    evaluation = evaluated(0.0, condition="depth")
+    worse = tuple(
+        replace(
+            pair,
+            seeds=tuple(
+                replace(seed, control={name: figure + 9 for name, figure in seed.without.items()})
+                for seed in pair.seeds
+            ),
+        )
+        for pair in evaluation.pairs
+    )
+    comparison = compare(worse, "depth_rmse")
+    assert comparison.gain.mean == pytest.approx(-9)
+    assert "further" in sentence(replace(evaluation, pairs=worse, figures={"depth_rmse": comparison}))
 
 
 def test_few_pairs_conclude_nothing(evaluated: Run) -> None:
@@ -52,7 +93,7 @@ def test_a_ceiling_no_better_than_no_control_concludes_nothing(evaluated: Run) -
 
 def test_errors_are_over_pairs_with_their_seeds_averaged(evaluated: Run) -> None:
     evaluation = evaluated(0.5)
-    means = [statistics.fmean(seed.control.ssim for seed in pair.seeds) for pair in evaluation.pairs]
+    means = [statistics.fmean(seed.control["ssim"] for seed in pair.seeds) for pair in evaluation.pairs]
     figure = evaluation.figures["ssim"].control
     assert figure.mean == pytest.approx(statistics.fmean(means))
     assert figure.error == pytest.approx(statistics.stdev(means) / len(means) ** 0.5)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from bridle.errors import FileError
 from bridle.evaluate import Evaluation, sentence, write_report, write_sheet
-from bridle.evaluate.gallery import EXTRA, GROUND, HIT, MISSED, overlay
+from bridle.evaluate.gallery import EXTRA, GROUND, HIT, MISSED, comparison_picture, overlay
 from bridle.evaluate.plot import plot
 
 Run = Callable[..., Evaluation]
@@ -88,6 +88,21 @@ def test_the_plot_puts_every_mean_and_pair_in_its_place(evaluated: Run) -> None:
     assert sum(node.attrib["class"] == "pair" for node in circles) == 3 * len(evaluation.pairs)
 
 
+def test_the_plot_and_the_table_of_errors_end_at_the_greatest_and_name_their_unit(evaluated: Run) -> None:
+    evaluation = evaluated(0.5, condition="normals")
+    drawing = ElementTree.fromstring(plot(evaluation))
+    places = [float(node.attrib["cx"].rstrip("%")) for node in drawing.iter("circle")]
+    assert min(places) == 0  # the limit of a perfect autoencoder
+    assert 60 < max(places) <= 100
+    ticks = [node.text for node in drawing.iter("text") if node.attrib["class"] == "tick"]
+    assert all(tick and tick.endswith("°") for tick in ticks)
+    page = Page(write_report(evaluation, evaluation.folder, "run", {})).text
+    assert "Mean angle between normals (lower is better)" in page
+    assert "(limit − without)" in page
+    assert "Ceiling" not in page
+    assert "Annotated again" in page
+
+
 def test_the_overlay_colours_right_missed_and_extra_edges() -> None:
     hint, output = np.zeros((2, 12, 12, 3), np.uint8)
     hint[2, 2], hint[5, 5] = 255, 255
@@ -97,11 +112,18 @@ def test_the_overlay_colours_right_missed_and_extra_edges() -> None:
     assert colours == [HIT, MISSED, EXTRA, GROUND]
 
 
-@pytest.mark.parametrize("soft", [False, True])
-def test_the_sheet_shows_the_first_pairs(evaluated: Run, tmp_path: Path, soft: bool) -> None:
-    evaluation = evaluated(soft=soft)
+@pytest.mark.parametrize("condition", ["", "depth", "normals", "segmentation"])
+def test_the_sheet_shows_the_first_pairs(evaluated: Run, tmp_path: Path, condition: str) -> None:
+    evaluation = evaluated(condition=condition)
     heights = [read(write_sheet(evaluation, tmp_path / "sheet.png", rows)).shape[0] for rows in (1, 2, 3)]
     assert heights[2] - heights[1] == heights[1] - heights[0] > 256
+
+
+def test_maps_are_shown_as_they_were_annotated(evaluated: Run) -> None:
+    evaluation = evaluated(condition="segmentation")
+    pair = evaluation.pairs[0]
+    shown = comparison_picture(evaluation, pair, pair.seeds[0])
+    assert np.array_equal(shown, read(evaluation.folder / pair.seeds[0].annotated_picture))
 
 
 def test_a_missing_picture_is_named(evaluated: Run) -> None:

@@ -24,6 +24,12 @@ HOW = SampleSettings(steps=7, guidance=2.0, scale=0.5, scheduler="euler")
 STEPS = 2
 
 
+class Nearness(SoftEdge):
+    """Maps that count as depth."""
+
+    name = "depth"
+
+
 @pytest.fixture(scope="module")
 def base() -> Base:
     return tiny.make_base()
@@ -46,7 +52,7 @@ def make(base: Base, annotator: Annotator, **changes: Any) -> Controllability:
     return Controllability(base, make_pairs(annotator), annotator, HOW, **({"samples": 3, "steps": STEPS} | changes))
 
 
-@pytest.mark.parametrize("annotator", [Canny(), SoftEdge()], ids=["f1", "ssim"])
+@pytest.mark.parametrize("annotator", [Canny(), SoftEdge(), Nearness()], ids=["f1", "ssim", "depth"])
 def test_figures_are_those_of_evaluate_on_the_first_pairs_at_full_scale(
     base: Base, control: Control, annotator: Annotator, tmp_path: Path
 ) -> None:
@@ -60,10 +66,12 @@ def test_figures_are_those_of_evaluate_on_the_first_pairs_at_full_scale(
         tmp_path,
         [SEED],
     )
-    figures = [getattr(pair.seeds[0].control, row["measure"]) for pair in measured.pairs]
-    without = [getattr(pair.seeds[0].without, row["measure"]) for pair in measured.pairs]
-    gains = np.subtract(figures, without)
+    figures = [pair.seeds[0].control[row["measure"]] for pair in measured.pairs]
+    without = [pair.seeds[0].without[row["measure"]] for pair in measured.pairs]
+    gains = np.subtract(figures, without) * (-1 if annotator.name == "depth" else 1)
     assert row["measure"] == measured.measure
+    assert row["lower_is_better"] == (annotator.name == "depth")
+    assert row["gain"]["mean"] == pytest.approx(measured.headline.gain.mean)
     assert row["figures"] == figures
     assert (row["mean"], row["without"]["mean"]) == pytest.approx((np.mean(figures), np.mean(without)))
     assert row["gain"] == pytest.approx({"mean": gains.mean(), "error": gains.std(ddof=1) / 3**0.5})

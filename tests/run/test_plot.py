@@ -74,6 +74,19 @@ def test_whatever_was_logged_is_drawn(tmp_path: Path, probes, metrics) -> None:
         assert np.asarray(picture.convert("L")).min() < 64
 
 
+def test_errors_are_drawn_in_their_unit_and_said_to_be_better_when_lower() -> None:
+    probes = [probe(0), probe(20, 0.1)]
+    for row, mean in zip(probes, (44.0, 21.5), strict=True):
+        gain = {"mean": 44.0 - mean, "error": 1.0}
+        row["controllability"] |= {"measure": "normals_deg", "mean": mean, "without": {"mean": 44.0}, "gain": gain}
+    figure = drawn(probes)
+    said = " ".join(text.get_text() for text in texts(figure))
+    assert "mean angle between normals, lower is better, of a few pictures" in said
+    assert "control 21.5°" in said
+    top = next(axes for axes in figure.axes if axes.texts[0].get_text() == "Controllability")
+    assert top.get_ylim()[1] > 44  # the pictures without control are in the panel
+
+
 @pytest.mark.parametrize("name", ["$_$", "控制", "a" * 200])
 def test_the_folder_may_have_any_name(tmp_path: Path, name: str) -> None:
     assert write_plot(write_rows(tmp_path / name, [probe(0)])) == tmp_path / name / "progress.png"

@@ -18,11 +18,13 @@ from bridle.data.annotate.canny import Canny
 from bridle.data.settings import DataSettings
 from bridle.data.sources import open_source
 from bridle.errors import TrainError
+from bridle.train import convergence
 from bridle.train.convergence import learned, settled
 from bridle.train.probe import (
     ARMS,
     BANDS,
     Estimate,
+    Obedience,
     Probe,
     derange,
     draw_rows,
@@ -304,6 +306,24 @@ def test_control_is_settled_once_no_picture_obeys_better_than_three_probes_ago()
     assert settled(rising + flat)
     assert not settled(flat[:5])
     assert not settled([*flat, drawing(15, 0.36, 0.78, 0.5)])  # other pictures: not to be compared
+
+
+def test_where_lower_figures_are_better_control_is_settled_once_they_no_longer_fall() -> None:
+    def errors(step: int, *figures: float) -> dict[str, Any]:
+        made = drawing(step, *figures)
+        return made | {"controllability": made["controllability"] | {"lower_is_better": True}}
+
+    falling = [errors(step, 40 - 2.0 * step, 60 - 3.0 * step) for step in range(9)]
+    flat = [errors(9 + step, 24 + (-1) ** step, 36 - (-1) ** step) for step in range(6)]
+    assert not any(settled(falling[:count]) for count in range(10))
+    assert settled(falling + flat)
+
+
+def test_less_of_an_error_is_a_gain() -> None:
+    made = Obedience("depth_rmse", (10.0, 14.0), (30.0, 36.0), "RMSE", lower_is_better=True).row()
+    assert (made["mean"], made["without"]["mean"], made["gain"]["mean"]) == (12, 33, 21)
+    said = convergence.figures(row(20, 0.1, 0.02) | {"controllability": made})
+    assert said == "advantage 0.10 ± 0.02, RMSE 12.00 ± 2.00"
 
 
 def test_without_pictures_the_advantage_tells_whether_control_is_settled() -> None:

@@ -202,6 +202,14 @@ def test_the_best_control_is_one_that_was_learned(monkeypatch: pytest.MonkeyPatc
     assert watch.Watch([row(0, 0.3)]).without_better == 0
 
 
+def test_the_best_control_draws_with_the_least_error_where_lower_figures_are_better() -> None:
+    def drawn(step: int, mean: float) -> dict[str, Any]:
+        figures = {"measure": "depth_rmse", "lower_is_better": True, "mean": mean}
+        return row(step, 0.1, learned=True) | {"controllability": figures}
+
+    assert watch.Watch([drawn(0, 40.0), drawn(1, 22.0), drawn(2, 30.0)]).best == 1
+
+
 def test_learned_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "learned", lambda rows: len(rows) == 2)
     seen = watch.Watch()

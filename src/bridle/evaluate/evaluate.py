@@ -15,8 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from bridle.errors import DataError, SampleError
-from bridle.evaluate.fidelity import TOLERANCE_PX, Fidelity, is_binary, measure
-from bridle.evaluate.result import Evaluation, Measure, PairResult, SeedResult, compare, write_evaluation
+from bridle.evaluate.fidelity import TOLERANCE_PX
+from bridle.evaluate.measures import Figures, choose_measures, measure
+from bridle.evaluate.result import Evaluation, PairResult, SeedResult, compare, write_evaluation
 from bridle.sample.picture import save_picture, settings_text
 
 LIBRARIES = ("bridle", "torch", "diffusers", "transformers", "numpy", "opencv-python-headless", "pillow")
@@ -30,7 +31,7 @@ class HeldOutPair:
     image: np.ndarray
     """[H, W, 3] uint8, the target."""
     hint: np.ndarray
-    """[H, W, K] uint8, what the annotator makes of the target."""
+    """[H, W, K] uint8, what the annotator makes of the target, or the exact map that it estimates."""
     caption: str
 
 
@@ -74,7 +75,7 @@ def evaluate(
 ) -> Evaluation:
     """Measure how well pictures follow hints, and keep everything that was drawn.
 
-    Where all hints are binary, F1 decides and SSIM is told beside it; otherwise there is SSIM alone.
+    The condition, which is the annotator's name, says what decides (`measures.py`); SSIM is told beside it.
 
     Args:
         folder: `evaluation.json` and `pictures/` are written here.
@@ -90,17 +91,17 @@ def evaluate(
     _check(pairs, annotator, seeds)
     # Here, so that a bad setting fails before hours of drawing.
     recorded = json.loads(settings_text(settings or {}))
-    measuring = _Measuring(annotator, all(is_binary(pair.hint) for pair in pairs), tolerance_px, folder)
+    names = choose_measures(annotator.name, [pair.hint for pair in pairs])
+    measuring = _Measuring(annotator, names, tolerance_px, folder)
     results = _measure_all(pairs, measuring, generate, reconstruct, list(seeds), scale)
-    measures: tuple[Measure, ...] = ("f1", "f1_strict", "ssim") if measuring.binary else ("ssim",)
     evaluation = Evaluation(
         folder=folder,
         condition=annotator.name,
-        measure=measures[0],
+        measure=names[0],
         tolerance_px=tolerance_px,
         scale=scale,
         seeds=tuple(seeds),
-        figures={name: compare(results, name) for name in measures},
+        figures={name: compare(results, name) for name in names},
         pairs=results,
         settings=recorded,
         versions=_versions(),
@@ -114,13 +115,13 @@ class _Measuring:
     """What every picture of one evaluation goes through: annotate, compare, keep."""
 
     annotator: Annotator
-    binary: bool
+    names: tuple[str, ...]
     tolerance_px: int
     folder: Path
 
-    def fidelity(self, hint: np.ndarray, image: np.ndarray) -> tuple[Fidelity, np.ndarray]:
+    def figures(self, hint: np.ndarray, image: np.ndarray) -> tuple[Figures, np.ndarray]:
         annotated = self.annotator(image, rng=None)
-        return measure(hint, annotated, self.binary, self.tolerance_px), annotated
+        return measure(self.names, hint, annotated, self.tolerance_px), annotated
 
     def keep(self, image: np.ndarray, index: int, kind: str, pair: HeldOutPair, **settings: Any) -> str:
         # Numbered, because an id may hold what a file name must not.
@@ -170,12 +171,12 @@ def _seed_result(
     control: np.ndarray,
     without: np.ndarray,
 ) -> SeedResult:
-    with_fidelity, annotated = measuring.fidelity(pair.hint, control)
-    without_fidelity, _ = measuring.fidelity(pair.hint, without)
+    with_figures, annotated = measuring.figures(pair.hint, control)
+    without_figures, _ = measuring.figures(pair.hint, without)
     return SeedResult(
         seed=seed,
-        control=with_fidelity,
-        without=without_fidelity,
+        control=with_figures,
+        without=without_figures,
         control_picture=measuring.keep(control, index, f"control-{seed}", pair, seed=seed, scale=scale),
         without_picture=measuring.keep(without, index, f"without-{seed}", pair, seed=seed, scale=0.0),
         annotated_picture=measuring.keep(annotated, index, f"annotated-{seed}", pair, seed=seed, scale=scale),
@@ -188,7 +189,7 @@ def _pair_result(
     return PairResult(
         id=pair.id,
         caption=pair.caption,
-        ceiling=measuring.fidelity(pair.hint, ceiling)[0],
+        ceiling=measuring.figures(pair.hint, ceiling)[0],
         seeds=seeds,
         hint_picture=measuring.keep(pair.hint, index, "hint", pair),
         target_picture=measuring.keep(pair.image, index, "target", pair),

@@ -1,7 +1,7 @@
-"""How well a picture follows its hint: two maps in, figures in [0, 1] out.
+"""How well a picture follows its hint, for hints of any kind: two maps in, figures of which 1 is best out.
 
 The output is annotated again by what made the hint, and the two maps are compared: binary ones (canny, scribble) by
-the F1 of their pixels, soft ones (soft edge, depth) by their structural similarity, which is reported for all.
+the F1 of their pixels, all by their structural similarity. `maps.py` has the figures of depth, normals and classes.
 """
 
 from dataclasses import dataclass
@@ -17,17 +17,6 @@ SIGMA_PX = 1.5
 K1, K2, RANGE = 0.01, 0.03, 255.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """What one map is measured by; 1 is best. The F1 figures are None where hints are not binary."""
-
-    ssim: float
-    f1: float | None = None
-    """Within `tolerance_px`."""
-    f1_strict: float | None = None
-    """Pixel exact, as canny F1 is published."""
-
-
 @dataclass(frozen=True)
 class EdgeMatch:
     """Where two edge maps meet; each field is a bool map [H, W] or [H, W, K]."""
@@ -38,15 +27,6 @@ class EdgeMatch:
     """Reference edges without one."""
     extra: np.ndarray
     """Output edges without a reference edge near by."""
-
-
-def measure(reference: np.ndarray, output: np.ndarray, binary: bool, tolerance_px: int = TOLERANCE_PX) -> Fidelity:
-    """Compare two maps [H, W, K] uint8 by all that applies. Raises: HintError: see `edge_f1` and `ssim`."""
-    similarity = ssim(reference, output)
-    if not binary:
-        return Fidelity(ssim=similarity)
-    tolerant, strict = edge_f1(reference, output, tolerance_px), edge_f1(reference, output, 0)
-    return Fidelity(ssim=similarity, f1=tolerant, f1_strict=strict)
 
 
 def is_binary(hint: np.ndarray) -> bool:
@@ -78,7 +58,7 @@ def edge_f1(reference: np.ndarray, output: np.ndarray, tolerance_px: int = TOLER
 
 def match_edges(reference: np.ndarray, output: np.ndarray, tolerance_px: int = TOLERANCE_PX) -> EdgeMatch:
     """Tell right, missed and extra edges apart, as `edge_f1` counts them. Raises: HintError, as there."""
-    _check_pair(reference, output)
+    check_pair(reference, output)
     if not (is_binary(reference) and is_binary(output)):
         raise HintError("F1 needs binary maps of 0 and 255; threshold these, or compare them by ssim")
     wanted, drawn = reference > 0, output > 0
@@ -98,7 +78,7 @@ def ssim(reference: np.ndarray, output: np.ndarray) -> float:
     Raises: HintError: the maps differ in shape or are smaller than the window.
     Source: Wang et al. 2004, doi:10.1109/TIP.2003.819861, eq. 13.
     """
-    _check_pair(reference, output)
+    check_pair(reference, output)
     if min(reference.shape[:2]) < WINDOW_PX:
         raise HintError(f"map is {list(reference.shape)}; SSIM needs at least {WINDOW_PX} pixels a side")
     planes = zip(_planes(reference), _planes(output), strict=True)
@@ -135,7 +115,8 @@ def _planes(array: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(stacked[..., index]) for index in range(stacked.shape[-1])]
 
 
-def _check_pair(reference: np.ndarray, output: np.ndarray) -> None:
+def check_pair(reference: np.ndarray, output: np.ndarray) -> None:
+    """Raises: HintError: the maps differ in shape, or are not uint8 [H, W] or [H, W, K]."""
     if reference.shape != output.shape:
         sizes = f"{list(output.shape)} against {list(reference.shape)}"
         raise HintError(f"maps of different shape: {sizes}; generate and annotate at the size of the hint")

@@ -9,7 +9,6 @@ from bridle.atomic import write_with
 from bridle.errors import FileError
 from bridle.evaluate.fidelity import match_edges
 from bridle.evaluate.result import Evaluation, PairResult, SeedResult
-from bridle.evaluate.verdict import measure_name
 from bridle.sample.picture import grid
 
 # Told apart by lightness and along blue to yellow, which every common colour blindness keeps.
@@ -47,15 +46,20 @@ def overlay(hint: np.ndarray, annotated: np.ndarray, tolerance_px: int) -> np.nd
 
 
 def comparison_picture(evaluation: Evaluation, pair: PairResult, result: SeedResult) -> np.ndarray:
-    """What the eye compares with the hint: coloured edges where hints are binary, else the annotated output."""
+    """What the eye compares with the hint: coloured edges where hints are edges, else the annotated output."""
     annotated = load_picture(evaluation, result.annotated_picture)
-    if evaluation.measure == "ssim":
+    if not shows_edges(evaluation):
         return annotated
     return overlay(load_picture(evaluation, pair.hint_picture), annotated, evaluation.tolerance_px)
 
 
 def comparison_title(evaluation: Evaluation) -> str:
-    return "annotated again" if evaluation.measure == "ssim" else "edges over hint"
+    return "edges over hint" if shows_edges(evaluation) else "annotated again"
+
+
+def shows_edges(evaluation: Evaluation) -> bool:
+    """Whether hints are edges, so that right, missed and extra ones can be told apart."""
+    return evaluation.measure == "f1"
 
 
 def write_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) -> Path:
@@ -66,7 +70,8 @@ def write_sheet(evaluation: Evaluation, path: Path, rows: int = SHEET_ROWS) -> P
     Raises: FileError: a picture is missing.
     """
     pairs = evaluation.pairs[:rows]
-    columns = ["hint", "with control", comparison_title(evaluation), "without control", "target", "ceiling"]
+    bound = evaluation.deciding.bound
+    columns = ["hint", "with control", comparison_title(evaluation), "without control", "target", bound]
     sheet = grid([_row(evaluation, pair) for pair in pairs], columns, [_caption(evaluation, pair) for pair in pairs])
     write_with(path, lambda temporary: Image.fromarray(sheet).save(temporary, "PNG", optimize=True))
     return path
@@ -86,9 +91,9 @@ def _row(evaluation: Evaluation, pair: PairResult) -> list[np.ndarray]:
 
 def _caption(evaluation: Evaluation, pair: PairResult) -> str:
     # The figures of the seed that is shown, not of the pair.
-    first = pair.seeds[0]
+    first, measure = pair.seeds[0], evaluation.deciding
     control, without, ceiling = (
-        getattr(part, evaluation.measure) for part in (first.control, first.without, pair.ceiling)
+        measure.text(part[evaluation.measure]) for part in (first.control, first.without, pair.ceiling)
     )
-    figures = f"{measure_name(evaluation)} {control:.2f} with control, {without:.2f} without, ceiling {ceiling:.2f}"
+    figures = f"{measure.words} {control} with control, {without} without, {measure.bound} {ceiling}"
     return f"{pair.caption or pair.id}  ·  {figures}"

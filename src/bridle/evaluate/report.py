@@ -17,11 +17,13 @@ from bridle.evaluate.gallery import (
     comparison_picture,
     comparison_title,
     load_picture,
+    shows_edges,
 )
+from bridle.evaluate.measures import MEASURES, Measure
 from bridle.evaluate.plot import plot
-from bridle.evaluate.result import Evaluation, Mean, Measure, PairResult, SeedResult, pair_figures
+from bridle.evaluate.result import Evaluation, Mean, PairResult, SeedResult, pair_figures
 from bridle.evaluate.style import STYLE
-from bridle.evaluate.verdict import RULE, measure_name, sentence
+from bridle.evaluate.verdict import rule, sentence
 
 FILE = "report.html"
 SHOWN_PAIRS = 24
@@ -69,46 +71,45 @@ def _opening(evaluation: Evaluation, title: str) -> str:
     pairs, seeds = _count(len(evaluation.pairs), "held-out pair"), _count(len(evaluation.seeds), "seed")
     measured = (
         f"{pairs}, {seeds} each, control scale {evaluation.scale:g}. Every picture was annotated again with "
-        f"{escape(evaluation.condition)} and compared with its hint; the ceiling is the target itself after a trip "
-        "through the autoencoder."
+        f"{escape(evaluation.condition)} and compared with its hint; the {evaluation.deciding.bound} is the target "
+        "itself after a trip through the autoencoder."
     )
     legend = "Large dots are means, bars one standard error over pairs, faint dots single pairs."
     return (
         f'<p class="title">{escape(title)}</p><h1>{escape(sentence(evaluation))}</h1><p class="quiet">{measured}</p>'
         f'<div class="card">{plot(evaluation)}<p class="quiet" style="margin:14px 0 0">'
-        f"{_measure_title('f1' if evaluation.measure == 'f1' else 'ssim', evaluation)}. {legend}</p></div>"
+        f"{_measure_title(evaluation.deciding, evaluation)}. {legend}</p></div>"
     )
 
 
 def _figures(evaluation: Evaluation) -> str:
-    heads = "".join(f'<th scope="col">{head}</th>' for head in ("Without", "With control", "Ceiling", "Reached"))
-    rows = "".join(_figures_row(evaluation, measure) for measure in evaluation.figures)
+    bound = evaluation.deciding.bound
+    titles = ("Without", "With control", bound.capitalize(), "Reached")
+    heads = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    rows = "".join(_figures_row(evaluation, name) for name in evaluation.figures)
     return (
         '<h2>Figures</h2><div class="card scroll"><table class="figures"><thead><tr><th scope="col">Measure</th>'
         f"{heads}</tr></thead><tbody>{rows}</tbody></table></div>"
-        f'<p class="quiet">Reached is (with − without) / (ceiling − without). {RULE}</p>'
+        f'<p class="quiet">Reached is (with − without) / ({bound} − without). {rule(bound)}</p>'
     )
 
 
-def _figures_row(evaluation: Evaluation, measure: Measure) -> str:
-    comparison = evaluation.figures[measure]
+def _figures_row(evaluation: Evaluation, name: str) -> str:
+    comparison, measure = evaluation.figures[name], MEASURES[name]
     means = (comparison.without, comparison.control, comparison.ceiling)
     reached = "–" if comparison.reached is None else f"{comparison.reached:.0%}"
-    cells = "".join(f"<td>{cell}</td>" for cell in (*(_cell(mean) for mean in means), reached))
+    cells = "".join(f"<td>{cell}</td>" for cell in (*(_cell(mean, measure) for mean in means), reached))
     return f'<tr><th scope="row">{_measure_title(measure, evaluation)}</th>{cells}</tr>'
 
 
-def _cell(mean: Mean) -> str:
-    return f"{mean.mean:.3f}" + (f" <small>± {mean.error:.3f}</small>" if mean.error is not None else "")
+def _cell(mean: Mean, measure: Measure) -> str:
+    error = "" if mean.error is None else f" <small>± {measure.text(mean.error, more=1)}</small>"
+    return measure.text(mean.mean, more=1) + error
 
 
 def _measure_title(measure: Measure, evaluation: Evaluation) -> str:
-    titles = {
-        "f1": f"Edge F1, within {evaluation.tolerance_px} px",
-        "f1_strict": "Edge F1, pixel exact",
-        "ssim": "SSIM",
-    }
-    return titles[measure]
+    note = " (lower is better)" if measure.lower_is_better else ""
+    return measure.title.format(tolerance_px=evaluation.tolerance_px) + note
 
 
 def _gallery(evaluation: Evaluation, shown_pairs: int) -> str:
@@ -120,7 +121,7 @@ def _gallery(evaluation: Evaluation, shown_pairs: int) -> str:
 
 
 def _legend(evaluation: Evaluation) -> str:
-    if evaluation.measure == "ssim":
+    if not shows_edges(evaluation):
         return ""
     entries = (
         (HIT, "edge of the hint, followed"),
@@ -132,9 +133,9 @@ def _legend(evaluation: Evaluation) -> str:
 
 
 def _article(evaluation: Evaluation, pair: PairResult) -> str:
-    control, without, ceiling = pair_figures(pair, evaluation.measure)
-    name = measure_name(evaluation)
-    figures = f"{name[0].upper()}{name[1:]} {control:.2f} with, {without:.2f} without, ceiling {ceiling:.2f}"
+    measure = evaluation.deciding
+    control, without, ceiling = map(measure.text, pair_figures(pair, evaluation.measure))
+    figures = f"{measure.short} {control} with, {without} without, {measure.bound} {ceiling}"
     pictures = [
         _figure(load_picture(evaluation, pair.hint_picture), "Hint"),
         _figure(load_picture(evaluation, pair.target_picture), "Target"),
@@ -142,7 +143,7 @@ def _article(evaluation: Evaluation, pair: PairResult) -> str:
         _figure(
             load_picture(evaluation, pair.seeds[0].without_picture), "Without control", f"seed {pair.seeds[0].seed}"
         ),
-        _figure(load_picture(evaluation, pair.ceiling_picture), "Ceiling"),
+        _figure(load_picture(evaluation, pair.ceiling_picture), measure.bound.capitalize()),
     ]
     return (
         f'<article class="card"><header><h3>{escape(pair.caption or pair.id)}</h3><small>{figures}</small></header>'
@@ -156,7 +157,7 @@ def _columns(pictures: int) -> int:
 
 
 def _seed_figures(evaluation: Evaluation, pair: PairResult, result: SeedResult) -> tuple[str, str]:
-    value = f"{measure_name(evaluation).removeprefix('edge ')} {getattr(result.control, evaluation.measure):.2f}"
+    value = f"{evaluation.deciding.short} {evaluation.deciding.text(result.control[evaluation.measure])}"
     title = comparison_title(evaluation)
     return (
         _figure(load_picture(evaluation, result.control_picture), "With control", f"seed {result.seed}"),

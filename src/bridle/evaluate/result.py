@@ -10,12 +10,10 @@ from typing import Any, Literal
 
 from bridle.atomic import write_text
 from bridle.errors import FileError
-from bridle.evaluate.fidelity import Fidelity
+from bridle.evaluate.measures import MEASURES, Figures, Measure
 
 FILE = "evaluation.json"
-FORMAT = 1
-
-Measure = Literal["f1", "f1_strict", "ssim"]
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +42,9 @@ class Comparison:
     ceiling: Mean
     """The autoencoder's own reconstruction of the target: no generated picture can be expected to do better."""
     gain: Mean
-    """control - without, pair by pair."""
+    """How much better with control than without, pair by pair: above zero also where lower figures are better."""
     room: Mean
-    """ceiling - without, pair by pair."""
+    """How much better the ceiling is than without control, pair by pair."""
     reached: float | None
     """gain / room; None where there is no room."""
 
@@ -56,8 +54,8 @@ class SeedResult:
     """One pair generated with one seed, with and without the control. Paths are relative to the folder."""
 
     seed: int
-    control: Fidelity
-    without: Fidelity
+    control: Figures
+    without: Figures
     control_picture: str
     without_picture: str
     annotated_picture: str
@@ -70,7 +68,7 @@ class PairResult:
 
     id: str
     caption: str
-    ceiling: Fidelity
+    ceiling: Figures
     seeds: tuple[SeedResult, ...]
     hint_picture: str
     target_picture: str
@@ -85,12 +83,12 @@ class Evaluation:
     """Where the pictures lie."""
     condition: str
     """The annotator's name."""
-    measure: Measure
-    """What the verdict goes by."""
+    measure: str
+    """What the verdict goes by: a name in `measures.MEASURES`."""
     tolerance_px: int
     scale: float
     seeds: tuple[int, ...]
-    figures: dict[Measure, Comparison]
+    figures: dict[str, Comparison]
     pairs: tuple[PairResult, ...]
     settings: dict[str, Any]
     versions: dict[str, str]
@@ -99,14 +97,19 @@ class Evaluation:
     def headline(self) -> Comparison:
         return self.figures[self.measure]
 
+    @property
+    def deciding(self) -> Measure:
+        """What the verdict goes by, with its name and unit."""
+        return MEASURES[self.measure]
 
-def compare(pairs: Sequence[PairResult], measure: Measure) -> Comparison:
+
+def compare(pairs: Sequence[PairResult], measure: str) -> Comparison:
     """Sum one measure up over pairs."""
     control = [_over_seeds(pair, "control", measure) for pair in pairs]
     without = [_over_seeds(pair, "without", measure) for pair in pairs]
-    ceiling = [float(getattr(pair.ceiling, measure)) for pair in pairs]
-    gain = Mean.of([a - b for a, b in zip(control, without, strict=True)])
-    room = Mean.of([a - b for a, b in zip(ceiling, without, strict=True)])
+    ceiling = [pair.ceiling[measure] for pair in pairs]
+    gain = Mean.of(list(map(MEASURES[measure].better_by, control, without)))
+    room = Mean.of(list(map(MEASURES[measure].better_by, ceiling, without)))
     return Comparison(
         control=Mean.of(control),
         without=Mean.of(without),
@@ -117,12 +120,12 @@ def compare(pairs: Sequence[PairResult], measure: Measure) -> Comparison:
     )
 
 
-def pair_figures(pair: PairResult, measure: Measure) -> tuple[float, float, float]:
+def pair_figures(pair: PairResult, measure: str) -> tuple[float, float, float]:
     """One pair's figures, over its seeds: with control, without, ceiling."""
     return (
         _over_seeds(pair, "control", measure),
         _over_seeds(pair, "without", measure),
-        float(getattr(pair.ceiling, measure)),
+        pair.ceiling[measure],
     )
 
 
@@ -163,13 +166,9 @@ def _comparison(table: Mapping[str, Any]) -> Comparison:
 
 
 def _pair(table: Mapping[str, Any]) -> PairResult:
-    seeds = tuple(
-        SeedResult(**dict[str, Any](seed, control=Fidelity(**seed["control"]), without=Fidelity(**seed["without"])))
-        for seed in table["seeds"]
-    )
-    return PairResult(**dict[str, Any](table, ceiling=Fidelity(**table["ceiling"]), seeds=seeds))
+    return PairResult(**dict[str, Any](table, seeds=tuple(SeedResult(**seed) for seed in table["seeds"])))
 
 
-def _over_seeds(pair: PairResult, arm: Literal["control", "without"], measure: Measure) -> float:
-    values = [float(getattr(getattr(seed, arm), measure)) for seed in pair.seeds]
+def _over_seeds(pair: PairResult, arm: Literal["control", "without"], measure: str) -> float:
+    values = [getattr(seed, arm)[measure] for seed in pair.seeds]
     return math.fsum(values) / len(values)

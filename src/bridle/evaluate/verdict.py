@@ -1,9 +1,10 @@
 """From figures to plain words: does the control steer?
 
-The rule. With fewer than five pairs, or where the ceiling is not clearly above the pictures without control, the
-measure cannot tell. Otherwise the pictures do not follow the hints unless the gain is clear; they follow them in part
-if less than half of the room is reached, and follow them if half or more is. "Clear" means a paired mean difference of
-more than two of its standard errors.
+The rule. With fewer than five pairs, or where the ceiling is not clearly better than the pictures without control,
+the measure cannot tell. Otherwise the pictures do not follow the hints unless the gain is clear; they follow them in
+part if less than half of the room is reached, and follow them if half or more is. "Clear" means a paired mean
+difference of more than two of its standard errors. What is better makes a difference above zero, also where lower
+figures are.
 """
 
 from typing import Literal
@@ -16,12 +17,15 @@ FOLLOWS_AT = 0.5
 
 Verdict = Literal["follow", "in part", "do not follow", "unclear"]
 
-RULE = (
-    f"The rule: at least {ENOUGH_PAIRS} pairs, and a ceiling clearly above the pictures without control, or nothing is "
-    f"concluded. The pictures follow the hints when the control's gain is clear and reaches {FOLLOWS_AT:.0%} of the "
-    "way to the ceiling; in part when it is clear but smaller; otherwise they do not. Clear means that the mean "
-    f"difference over pairs exceeds {CLEAR_ERRORS:.0f} of its standard errors."
-)
+
+def rule(bound: str) -> str:
+    """The rule in words. bound: what the ceiling is called."""
+    return (
+        f"The rule: at least {ENOUGH_PAIRS} pairs, and a {bound} clearly better than the pictures without control, or "
+        "nothing is concluded. The pictures follow the hints when the control's gain is clear and reaches "
+        f"{FOLLOWS_AT:.0%} of the way to the {bound}; in part when it is clear but smaller; otherwise they do not. "
+        f"Clear means that the mean difference over pairs exceeds {CLEAR_ERRORS:.0f} of its standard errors."
+    )
 
 
 def judge(evaluation: Evaluation) -> Verdict:
@@ -36,17 +40,13 @@ def judge(evaluation: Evaluation) -> Verdict:
 
 def sentence(evaluation: Evaluation) -> str:
     """The verdict and the figures behind it, as one sentence."""
-    comparison, label = evaluation.headline, measure_name(evaluation)
+    comparison, measure = evaluation.headline, evaluation.deciding
+    say = measure.text
     figures = (
-        f"{label} {comparison.control.mean:.2f} with the control, {comparison.without.mean:.2f} without; "
-        f"the ceiling is {comparison.ceiling.mean:.2f}"
+        f"{measure.words} {say(comparison.control.mean)} with the control, {say(comparison.without.mean)} without; "
+        f"the {measure.bound} is {say(comparison.ceiling.mean)}{' (lower is better)' * measure.lower_is_better}"
     )
     return f"{_claim(evaluation, comparison)}: {figures}."
-
-
-def measure_name(evaluation: Evaluation) -> str:
-    """The deciding measure, as used within a sentence."""
-    return "SSIM" if evaluation.measure == "ssim" else "edge F1"
 
 
 def _claim(evaluation: Evaluation, comparison: Comparison) -> str:
@@ -61,7 +61,8 @@ def _claim(evaluation: Evaluation, comparison: Comparison) -> str:
     if len(evaluation.pairs) < ENOUGH_PAIRS:
         count = len(evaluation.pairs)
         return f"Too few pairs ({count}) to say whether the pictures follow the hints"
-    return "This measure cannot say whether the pictures follow the hints, as its ceiling is no better than no control"
+    bound = evaluation.deciding.bound
+    return f"This measure cannot say whether the pictures follow the hints, as its {bound} is no better than no control"
 
 
 def _is_clear(difference: Mean) -> bool:

@@ -10,7 +10,8 @@ from bridle.base.base import Base
 from bridle.control.control import Control
 from bridle.errors import DataError
 from bridle.evaluate.evaluate import Annotator, HeldOutPair
-from bridle.evaluate.fidelity import edge_f1, is_binary, ssim
+from bridle.evaluate.fidelity import TOLERANCE_PX
+from bridle.evaluate.measures import MEASURES, choose_measures
 from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings
 from bridle.train.probe import Obedience
@@ -21,7 +22,7 @@ SEED = 0  # one noise for all probes, so that two of them differ by nothing but 
 class Controllability:
     """Draws the same held-out pairs for every control it is shown.
 
-    Hints that are all binary are compared by F1 within a pixel, others by SSIM.
+    The measure is the one that decides for the annotator, as in `bridle.evaluate.measures`.
 
     Args:
         base: draws; the reference without control is drawn once, with the base as it is at the first call.
@@ -48,7 +49,7 @@ class Controllability:
         # Each family's own calls the base once per step, as `interval` counts. The full scale, because a user's lower
         # one would hide what the control has learned.
         self.how = replace(how, steps=steps, scheduler="auto", scale=1.0)
-        self.binary = all(is_binary(pair.hint) for pair in self.pairs)
+        self.name = choose_measures(annotator.name, [pair.hint for pair in self.pairs])[0]
         self._without: tuple[float, ...] = ()
 
     def __call__(self, control: Control, check: Callable[[], None] = lambda: None) -> Obedience:
@@ -59,7 +60,8 @@ class Controllability:
         """
         if not self._without:
             self._without = self._figures(None, check)
-        return Obedience("f1" if self.binary else "ssim", self._figures(control, check), self._without)
+        figures, measure = self._figures(control, check), MEASURES[self.name]
+        return Obedience(self.name, figures, self._without, measure.short, measure.lower_is_better)
 
     def _figures(self, control: Control | None, check: Callable[[], None]) -> tuple[float, ...]:
         hints, captions = [pair.hint for pair in self.pairs], [pair.caption for pair in self.pairs]
@@ -67,8 +69,9 @@ class Controllability:
         images = generate(
             self.base, control, hints, captions, [SEED] * len(hints), self.how, (size_px[0], size_px[1]), check
         )
-        compare = edge_f1 if self.binary else ssim
-        return tuple(compare(hint, self.annotator(image)) for hint, image in zip(hints, images, strict=True))
+        compare = MEASURES[self.name].compute
+        annotated = [self.annotator(image) for image in images]
+        return tuple(compare(hint, found, TOLERANCE_PX) for hint, found in zip(hints, annotated, strict=True))
 
 
 def check_pairs(pairs: Sequence[HeldOutPair], annotator: Annotator) -> None:

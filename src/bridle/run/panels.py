@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from bridle.evaluate.measures import MEASURES
+
 # Those of the report; told apart by lightness and along blue to yellow, which every common colour blindness keeps.
 INK, QUIET, GRID = "#1b1e23", "#626973", "#ececea"
 CONTROL, WITHOUT, ACCENT = "#0b66c3", "#8a8f98", "#b36b00"
@@ -23,10 +25,9 @@ DPI = 160
 SMALL, TEXT = 9.5, 10.5  # points; on a page a thousand pixels wide the smaller is 13 pixels high
 BESIDE: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "fontweight": "bold"}
 # What an axis shows at least, so that noise about zero looks like zero.
-LEAST_FIGURE, LEAST_ADVANTAGE, LEAST_NORM = 0.5, 0.05, 0.1
+LEAST_FIGURE, LEAST_ERROR, LEAST_ADVANTAGE, LEAST_NORM = 0.5, 5.0, 0.05, 0.1
 ROUND = (1, 2, 5, 10)
 MARKED = 60  # probes up to which each has its dot
-MEASURES = {"f1": "edge F1", "ssim": "SSIM"}
 
 Row = dict[str, Any]
 Label = tuple[float, str, Any]  # height, text, colour
@@ -54,13 +55,15 @@ def draw_controllability(axes: Axes, rows: Sequence[Row]) -> None:
     measured = [row["controllability"] for row in rows]
     mean, error = column(measured, "mean"), column(measured, "gain", "error")
     without = measured[0]["without"]["mean"]
-    name = MEASURES[measured[0]["measure"]]
+    measure = MEASURES[measured[0]["measure"]]
+    say = measure.text
+    name = measure.words + ", lower is better," * measure.lower_is_better
     head(axes, "Controllability", f"{name} of a few pictures drawn from held-out hints, ± standard error of the gain")
-    low, high = extent(mean, mean - error, mean + error)
-    axes.set_ylim(low, max(LEAST_FIGURE, 1.08 * high))
+    low, high = extent(mean, mean - error, mean + error, np.array([without], dtype=float))
+    axes.set_ylim(low, max(LEAST_ERROR if measure.top is None else LEAST_FIGURE, 1.08 * high))
     axes.axhline(without, color=WITHOUT, linewidth=1.2, linestyle=(0, (5, 3)))
     draw_band(axes, column(rows, "step"), mean, error)
-    label_ends(axes, [(mean[-1], f"control {mean[-1]:.2f}", CONTROL), (without, f"without {without:.2f}", QUIET)])
+    label_ends(axes, [(mean[-1], f"control {say(mean[-1])}", CONTROL), (without, f"without {say(without)}", QUIET)])
 
 
 def draw_advantage(axes: Axes, rows: Sequence[Row]) -> None:

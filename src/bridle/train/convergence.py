@@ -37,7 +37,7 @@ def settled(rows: Sequence[Row]) -> bool:
     drawn = [row["controllability"] for row in rows[-2 * SPAN :]]
     if any(drawn):
         # Pair by pair, because pairs differ more than probes do.
-        figures = [row["figures"] if row else [] for row in drawn]
+        figures = [[better(row, figure) for figure in row["figures"]] if row else [] for row in drawn]
         if len({len(row) for row in figures}) > 1:
             return False  # `probe.samples` was changed in between
         rise = mean_of([fmean(pair[SPAN:]) - fmean(pair[:SPAN]) for pair in zip(*figures, strict=True)])
@@ -57,4 +57,14 @@ def figures(row: Row) -> str:
     """The figures of a row, in words."""
     said = f"advantage {row['advantage']['mean']:.2f} ± {row['advantage']['error']:.2f}"
     drawn = row["controllability"]
-    return said + (f", {drawn['measure'].upper()} {drawn['mean']:.2f} ± {drawn['error']:.2f}" if drawn else "")
+    return said + (f", {label(drawn)} {drawn['mean']:.2f} ± {drawn['error']:.2f}" if drawn else "")
+
+
+def better(drawn: Row, figure: float) -> float:
+    """A figure of drawn pictures, turned over where lower ones are better: the higher the better."""
+    return -figure if drawn.get("lower_is_better") else figure
+
+
+def label(drawn: Row) -> str:
+    """What the measure of drawn pictures is called; rows of older runs have its name alone."""
+    return str(drawn.get("label") or drawn["measure"].upper())

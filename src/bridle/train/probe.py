@@ -76,23 +76,32 @@ class Obedience:
     """How well a few pictures follow their hints, drawn with and without control.
 
     Attributes:
-        measure: "f1" or "ssim".
-        figures, without: one per pair, in the same order, at least two; 1 is best.
+        measure: its name, such as "f1" or "depth_rmse".
+        figures, without: one per pair, in the same order, at least two.
+        label: the measure's name in a sentence.
+        lower_is_better: as of errors; otherwise the higher figure is the better one.
     """
 
     measure: str
     figures: tuple[float, ...]
     without: tuple[float, ...]
+    label: str
+    lower_is_better: bool = False
 
     def row(self) -> dict[str, Any]:
-        """Its part of a row of `probes.jsonl`. The gain is per pair: pairs differ more than controls do."""
-        gains = [figure - without for figure, without in zip(self.figures, self.without, strict=True)]
+        """Its part of a row of `probes.jsonl`.
+
+        The gain is per pair, as pairs differ more than controls do, and above zero for what is better.
+        """
+        sign = -1 if self.lower_is_better else 1
+        gains = [sign * (figure - without) for figure, without in zip(self.figures, self.without, strict=True)]
         parts = {
             "without": asdict(mean_of(self.without)),
             "gain": asdict(mean_of(gains)),
             "figures": list(self.figures),
         }
-        return {"measure": self.measure, **asdict(mean_of(self.figures)), **parts}
+        name = {"measure": self.measure, "label": self.label, "lower_is_better": self.lower_is_better}
+        return {**name, **asdict(mean_of(self.figures)), **parts}
 
 
 class Probe:

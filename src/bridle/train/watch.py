@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bridle.train.convergence import associated, figures, learned, settled
+from bridle.train.convergence import associated, better, figures, learned, settled
 from bridle.train.regime import Verdict
 
 Row = dict[str, Any]
@@ -67,4 +67,5 @@ class Watch:
 
 def score(row: Row) -> float:
     """What the best control is chosen by: how well drawn pictures obey, or the hint advantage where none are drawn."""
-    return float((row["controllability"] or row["advantage"])["mean"])
+    drawn = row["controllability"]
+    return float(better(drawn, drawn["mean"]) if drawn else row["advantage"]["mean"])

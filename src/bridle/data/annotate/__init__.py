@@ -11,7 +11,10 @@ if TYPE_CHECKING:
 
 _TABLE = {
     "canny": ("bridle.data.annotate.canny", "Canny"),
+    "depth": ("bridle.data.annotate.scene_maps", "Depth"),
+    "normals": ("bridle.data.annotate.scene_maps", "Normals"),
     "scribble": ("bridle.data.annotate.scribble", "Scribble"),
+    "segmentation": ("bridle.data.annotate.scene_maps", "Segmentation"),
     "soft_edge": ("bridle.data.annotate.soft_edge", "SoftEdge"),
 }
 NAMES = tuple(_TABLE)
