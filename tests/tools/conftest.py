@@ -3,4 +3,5 @@
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "tools" / "scenes"))
+for name in ("scenes", "base"):
+    sys.path.append(str(Path(__file__).parents[2] / "tools" / name))
