@@ -5,7 +5,7 @@ In: `pictures.zip`, and rendered scenes where there are any (tools/scenes). Out:
 A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are: from
 `--start work/base/frozen/vae` to `decoder.pt` and `decoder/`.
 
-    python tools/base/autoencoder.py --scenes work/scenes/cc0 --start src/bridle/base/embedded/v0/vae --steps 4000
+    python tools/base/autoencoder.py --scenes work/scenes/cc0 --start src/bridle/base/embedded/v1/vae --steps 2600
 """
 
 import argparse

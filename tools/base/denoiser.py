@@ -275,7 +275,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
-    parser.add_argument("--start", type=Path, help="a base to begin from, such as src/bridle/base/embedded/v0")
+    parser.add_argument("--start", type=Path, help="a base to begin from, such as src/bridle/base/embedded/v1")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--lr", type=float, default=1.2e-3)

@@ -1,28 +1,46 @@
-"""Measure a base's autoencoder on every held-out concept, on white, skin-tone copies left out.
+"""Measure a base's autoencoder on every held-out emoji, on white, and on every held-out scene of the package.
 
 python tools/base/measure.py --base embedded
 """
 
 import argparse
+import io
+import zipfile
 from pathlib import Path
 
 import autoencoder
 import numpy as np
 import pictures
+import torch
+from PIL import Image
+from torch import Tensor
 
+from bridle.base.base import Base
 from bridle.base.load import load_base
+from bridle.data.scenes import PACKED, read_facts
 from bridle.evaluate.fidelity import ssim
 from bridle.sample.sampler import reconstruct
 
 
-def main(args: argparse.Namespace) -> None:
-    concepts, rgba = pictures.load(args.pictures)
-    held_out = autoencoder.held_out_pictures(concepts, rgba, count=len(concepts))
-    base = load_base(args.base)
-    images = list(((held_out.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
+def held_out_scenes() -> Tensor:
+    """Returns: [N, 3, 128, 128] in [-1, 1]."""
+    numbers = [scene["number"] for scene in read_facts() if scene["split"] != "train"]
+    with zipfile.ZipFile(PACKED / "pictures.zip") as archive:
+        shown = [Image.open(io.BytesIO(archive.read(f"{number:06}.webp"))).convert("RGB") for number in numbers]
+    return torch.from_numpy(np.stack([np.asarray(each) for each in shown])).permute(0, 3, 1, 2) / 127.5 - 1
+
+
+def measure(base: Base, pixels: Tensor) -> str:
+    images = list(((pixels.permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy())
     similar = np.mean([ssim(a, b) for a, b in zip(images, reconstruct(base, images), strict=True)])
-    psnr_db = autoencoder.measure_psnr(base.pipeline.vae, held_out)
-    print(f"{len(images)} pictures: PSNR {psnr_db:.2f} dB, SSIM {similar:.3f}")
+    psnr_db = autoencoder.measure_psnr(base.pipeline.vae, pixels)
+    return f"{len(images)} pictures: PSNR {psnr_db:.2f} dB, SSIM {similar:.3f}"
+
+
+def main(args: argparse.Namespace) -> None:
+    base, (concepts, rgba) = load_base(args.base), pictures.load(args.pictures)
+    print("emoji:", measure(base, autoencoder.held_out_pictures(concepts, rgba, count=len(concepts))))
+    print("scenes:", measure(base, held_out_scenes()))
 
 
 if __name__ == "__main__":

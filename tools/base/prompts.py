@@ -6,7 +6,7 @@ Scenes are judged by tools/base/judge.py, which has to be trained first. Emoji: 
 Inception's features counts as what is shown, and the colour is named from the pixels that differ from the ground, as
 captions are (`captions.name_colour`).
 
-    python tools/base/prompts.py --base work/base/model --anchor src/bridle/base/embedded/v0 --out work/proof
+    python tools/base/prompts.py --base work/base/model --anchor work/base/v0 --out work/proof
 """
 
 import argparse
@@ -223,7 +223,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     proof.add_shared(parser)
-    parser.add_argument("--anchor", nargs="*", default=["src/bridle/base/embedded/v0"], help="other bases")
+    parser.add_argument("--anchor", nargs="*", default=[], help="other bases, such as the first one")
     parser.add_argument("--prompts", type=Path, default=LIST)
     parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
     parser.add_argument(

@@ -5,7 +5,7 @@ base draws the captions of B, and is compared to A; so are the pictures of B the
 reach), B through the base's autoencoder (what its decoder allows), and other bases on the same captions and seeds.
 The same again with the captions of the held-out pictures, against these.
 
-    python tools/base/proof.py --base work/base/model --anchor src/bridle/base/embedded/v0 --out work/proof
+    python tools/base/proof.py --base work/base/model --anchor work/base/v0 --out work/proof
 """
 
 import argparse
@@ -159,7 +159,7 @@ def main(args: argparse.Namespace) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_shared(parser)
-    parser.add_argument("--anchor", nargs="*", default=["src/bridle/base/embedded/v0"], help="other bases")
+    parser.add_argument("--anchor", nargs="*", default=[], help="other bases, such as the first one")
     parser.add_argument("--count", type=int, default=1000, help="pictures in A and in B, and samples")
     parser.add_argument("--held-out", type=int, default=300, help="held-out pictures, and samples")
     parser.add_argument("--views", type=int, default=3, help="of each emoji; more of them make larger sets")
