@@ -37,6 +37,7 @@ def build() -> AutoencoderKL:
         norm_num_groups=8,
         latent_channels=4,
         sample_size=pictures.SIZE_PX,
+        scaling_factor=1.0,  # latents.py normalises them
     )
 
 
