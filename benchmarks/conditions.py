@@ -23,8 +23,8 @@ from bridle.atomic import write_text, write_with
 from bridle.base.base import Base
 from bridle.base.load import load_base
 from bridle.data.scenes import write_scenes
-from bridle.data.settings import DataSettings
 from bridle.demo.demo import COLOUR, MATERIAL, PLACE
+from bridle.demo.demo import settings_for as demo_settings
 from bridle.evaluate.evaluate import HeldOutPair, as_picture
 from bridle.files.weights import load_control
 from bridle.run import RunSettings, evaluate_run, train_run
@@ -32,8 +32,6 @@ from bridle.run.pairs import open_data
 from bridle.run.settings import read_run
 from bridle.sample.picture import grid
 from bridle.sample.sampler import generate
-from bridle.sample.settings import SampleSettings
-from bridle.train.settings import TrainSettings
 
 CONDITIONS = ("depth", "normals", "segmentation", "canny", "scribble")
 PROMPTS = (
@@ -46,14 +44,12 @@ PROMPTS = (
 
 def settings_for(scenes: Path, condition: str, steps: int, held_out: int) -> RunSettings:
     """The demo's recipe, for any condition."""
-    return RunSettings(
-        data=DataSettings(folder=scenes, annotator=condition, held_out=held_out),
-        train=TrainSettings(
-            steps=steps, batch=24, lr=1e-3, warmup=30, decay=0.4, ema_decay=0.98, weighting="balanced",
-            checkpoint_every=100, preview_every=steps,
-        ),
-        sample=SampleSettings(steps=15, guidance=3.0, batch=12, precision="bf16"),
-    )  # fmt: skip
+    demo = demo_settings(scenes, variants=1)
+    return dataclasses.replace(
+        demo,
+        data=dataclasses.replace(demo.data, annotator=condition, held_out=held_out),
+        train=dataclasses.replace(demo.train, steps=steps, preview_every=steps),
+    )
 
 
 def measure(condition: str, scenes: Path, args: argparse.Namespace, console: Console) -> dict[str, Any]:

@@ -7,9 +7,7 @@ out.
 """
 
 import argparse
-import io
 import json
-import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +20,6 @@ import pictures
 import state
 import torch
 from diffusers import AutoencoderKL
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -119,15 +116,12 @@ def emoji_views(pack: Path) -> Iterator[tuple[np.ndarray, View]]:
 
 def scene_views(pack: Path) -> Iterator[tuple[np.ndarray, View]]:
     """The training scenes of a pack, each as it is and mirrored: captions never say left or right."""
-    with zipfile.ZipFile(pack) as archive:
-        for line in archive.read("scenes.jsonl").decode().splitlines():
-            about = json.loads(line)
-            if about["split"] == "train":
-                stored = io.BytesIO(archive.read(f"{about['number']:06}.webp"))
-                image = np.asarray(Image.open(stored).convert("RGB"), np.float32) / 255
-                facts = {key: about[key] for key in ("caption", "things", "floor", "wall")}
-                yield image, View(kind=SCENE, number=0, scene=facts)
-                yield image[:, ::-1], View(kind=SCENE, number=1, scene=facts)
+    for about, picture in pictures.read_scenes(pack):
+        if about["split"] == "train":
+            image = picture.astype(np.float32) / 255
+            facts = {key: about[key] for key in ("caption", "things", "floor", "wall")}
+            yield image, View(kind=SCENE, number=0, scene=facts)
+            yield image[:, ::-1], View(kind=SCENE, number=1, scene=facts)
 
 
 def as_pixels(images: list[np.ndarray]) -> Tensor:

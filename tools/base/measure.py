@@ -4,30 +4,25 @@ python tools/base/measure.py --base embedded
 """
 
 import argparse
-import io
-import zipfile
 from pathlib import Path
 
 import autoencoder
 import numpy as np
 import pictures
 import torch
-from PIL import Image
 from torch import Tensor
 
 from bridle.base.base import Base
 from bridle.base.load import load_base
-from bridle.data.scenes import PACKED, read_facts
+from bridle.data.scenes import PACKED
 from bridle.evaluate.fidelity import ssim
 from bridle.sample.sampler import reconstruct
 
 
 def held_out_scenes() -> Tensor:
     """Returns: [N, 3, 128, 128] in [-1, 1]."""
-    numbers = [scene["number"] for scene in read_facts() if scene["split"] != "train"]
-    with zipfile.ZipFile(PACKED / "pictures.zip") as archive:
-        shown = [Image.open(io.BytesIO(archive.read(f"{number:06}.webp"))).convert("RGB") for number in numbers]
-    return torch.from_numpy(np.stack([np.asarray(each) for each in shown])).permute(0, 3, 1, 2) / 127.5 - 1
+    shown = [picture for about, picture in pictures.read_scenes(PACKED / "pictures.zip") if about["split"] != "train"]
+    return torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def measure(base: Base, pixels: Tensor) -> str:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -112,6 +113,15 @@ def load(path: Path) -> tuple[list[Concept], np.ndarray]:
             for concept in concepts
         ]
     return concepts, np.stack(pictures)
+
+
+def read_scenes(pack: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
+    """Facts and picture, [128, 128, 3] uint8, of each scene in a `pictures.zip` of tools/scenes/pack.py."""
+    with zipfile.ZipFile(pack) as archive:
+        for line in archive.read("scenes.jsonl").decode().splitlines():
+            about = json.loads(line)
+            picture = Image.open(io.BytesIO(archive.read(f"{about['number']:06}.webp")))
+            yield about, np.asarray(picture.convert("RGB"))
 
 
 def over(rgba: np.ndarray, ground: np.ndarray) -> np.ndarray:

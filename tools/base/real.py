@@ -1,9 +1,7 @@
 """Real pictures with their captions, as the base is trained on them: rendered scenes and emoji, split into training
 and held out. For the tools that measure a base."""
 
-import io
 import json
-import zipfile
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +11,6 @@ import captions
 import latents
 import numpy as np
 import pictures
-from PIL import Image
 
 from bridle.errors import DataError
 
@@ -40,11 +37,7 @@ def read_scenes(folder: Path) -> Iterator[tuple[dict[str, Any], np.ndarray]]:
     """Facts and picture of each scene: of `<number>.npz`, or of `pictures.zip` as tools/scenes/pack.py writes it."""
     packed = folder / "pictures.zip"
     if packed.exists():
-        with zipfile.ZipFile(packed) as archive:
-            for line in archive.read("scenes.jsonl").decode().splitlines():
-                about = json.loads(line)
-                picture = Image.open(io.BytesIO(archive.read(f"{about['number']:06}.webp")))
-                yield about, np.asarray(picture.convert("RGB"))
+        yield from pictures.read_scenes(packed)
         return
     for path in sorted(folder.glob("*.npz")):
         with np.load(path) as arrays:

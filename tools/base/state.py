@@ -1,4 +1,4 @@
-"""What both trainings of the base share: device, learning-rate curve, averaged weights, state that survives a kill."""
+"""What the trainings of these tools share: optimisers, device, learning-rate curve, averaged weights, safe state."""
 
 import math
 import os
@@ -41,6 +41,43 @@ def save(path: Path, state: dict) -> None:
 
 def load(path: Path) -> dict | None:
     return torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+
+
+class Optimizers:
+    """Muon for the matrices inside, convolutions seen as such; AdamW for the rest.
+
+    Args:
+        model: trained in place; it must not be moved or loaded into other memory afterwards.
+        inner: names of the parameters that Muon takes.
+        lr: until `step` is told another.
+        fused: AdamW's own kernel.
+    """
+
+    def __init__(self, model: nn.Module, inner: set[str], *, lr: float, weight_decay: float, fused: bool) -> None:
+        named = dict(model.named_parameters())
+        # Muon takes matrices only; a convolution's weights are seen as one through a view on the same memory.
+        self.pairs = [(w, nn.Parameter(w.data.view(len(w), -1))) for name, w in named.items() if name in inner]
+        matrices = [matrix for _, matrix in self.pairs]
+        rest = [weight for name, weight in named.items() if name not in inner]
+        self.all = (
+            torch.optim.Muon(matrices, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=weight_decay, fused=fused),
+        )
+
+    def step(self, lr: float) -> None:
+        for weight, matrix in self.pairs:
+            matrix.grad = weight.grad.view(matrix.shape)
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+
+    def state_dict(self) -> list[dict]:
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        for optimizer, state_of_it in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state_of_it)
 
 
 class Stop:

@@ -11,7 +11,7 @@ import argparse
 import copy
 import json
 import math
-import signal
+import sys
 import time
 from pathlib import Path
 
@@ -24,32 +24,17 @@ from torch.nn import functional as F
 from bridle import atomic
 from bridle.data.annotate.scene_net import LABELS, SceneMaps, SceneNet
 
+sys.path.append(str(Path(__file__).parents[1] / "base"))
+import state
+
 FILE = "scene_maps.safetensors"
 LEAST_LR = 0.02  # part of the learning rate that is left at the end
 
 
-class Optimizers:
-    """Muon for the convolutions inside, seen as matrices; AdamW for the rest."""
-
-    def __init__(self, net: nn.Module) -> None:
-        edges = ("stem", "head")
-        inner = {n: w for n, w in net.named_parameters() if w.ndim == 4 and not n.startswith(edges)}
-        rest = [w for n, w in net.named_parameters() if n not in inner]
-        # Muon takes matrices only; a convolution's weights are seen as one through a view on the same memory.
-        self.pairs = [(weight, nn.Parameter(weight.data.view(len(weight), -1))) for weight in inner.values()]
-        matrices = [matrix for _, matrix in self.pairs]
-        self.all = (
-            torch.optim.Muon(matrices, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, betas=(0.9, 0.99), weight_decay=0.02),
-        )
-
-    def step(self, lr: float) -> None:
-        for weight, matrix in self.pairs:
-            matrix.grad = weight.grad.view(matrix.shape)
-        for optimizer in self.all:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
+def make_optimizers(net: nn.Module, lr: float) -> state.Optimizers:
+    """Muon for the convolutions inside; AdamW for the rest."""
+    inner = {n for n, w in net.named_parameters() if w.ndim == 4 and not n.startswith(("stem", "head"))}
+    return state.Optimizers(net, inner, lr=lr, weight_decay=0.02, fused=False)
 
 
 def loss_of(found: SceneMaps, wanted: scenes.Rows) -> Tensor:
@@ -83,27 +68,16 @@ def overlap(found: Tensor, wanted: Tensor) -> Tensor:
     return (both / either.clamp(min=1)).sum(1) / (either > 0).sum(1)
 
 
-@torch.no_grad()
-def average(ema: nn.Module, net: nn.Module, step: int) -> None:
-    """Move the averaged weights towards the trained ones; the average is shorter while training is young."""
-    torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - min(0.99, (step + 1) / (step + 10)))
-
-
 def train(args: argparse.Namespace) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stopped: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: stopped.append(number))
+    device, stopped = state.pick_device(), state.Stop()
     rows, held_out = scenes.load(args.scenes, "train"), scenes.load(args.scenes, "held_out")
     torch.manual_seed(0)
     net = SceneNet().to(device)
-    ema, optimizers, step, spent = copy.deepcopy(net), Optimizers(net), 0, 0.0
-    if (args.out / "state.pt").exists():
-        saved = torch.load(args.out / "state.pt", map_location="cpu", weights_only=True)
+    ema, optimizers, step, spent = copy.deepcopy(net), make_optimizers(net, args.lr), 0, 0.0
+    if (saved := state.load(args.out / "state.pt")) is not None:
         net.load_state_dict(saved["net"])
         ema.load_state_dict(saved["ema"])
-        for optimizer, state in zip(optimizers.all, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+        optimizers.load_state_dict(saved["optimizers"])
         step, spent = saved["step"], saved["spent"]
         print(f"resumed at step {step}", flush=True)
     reported, total = spent, 60 * args.minutes
@@ -120,7 +94,7 @@ def train(args: argparse.Namespace) -> None:
         warm = min(1, (step + 1) / 50)
         optimizers.step(args.lr * warm * (LEAST_LR + (1 - LEAST_LR) * (1 + math.cos(math.pi * spent / total)) / 2))
         net.zero_grad()
-        average(ema, net, step)
+        state.average(ema, net, step, decay=0.99)
         step += 1
         spent += time.monotonic() - started
         if spent - reported > args.report or spent >= total or stopped:
@@ -131,10 +105,9 @@ def train(args: argparse.Namespace) -> None:
     write(args.out / FILE, ema, about(rows, held_out, measure(ema, held_out, device), step, args))
 
 
-def save(out: Path, net: SceneNet, ema: SceneNet, optimizers: Optimizers, step: int, spent: float) -> None:
-    states = [optimizer.state_dict() for optimizer in optimizers.all]
-    state = {"net": net.state_dict(), "ema": ema.state_dict(), "optimizers": states, "step": step, "spent": spent}
-    atomic.write_with(out / "state.pt", lambda temporary: torch.save(state, temporary))
+def save(out: Path, net: SceneNet, ema: SceneNet, optimizers: state.Optimizers, step: int, spent: float) -> None:
+    kept = {"net": net.state_dict(), "ema": ema.state_dict(), "optimizers": optimizers.state_dict()}
+    state.save(out / "state.pt", {**kept, "step": step, "spent": spent})
 
 
 def about(
