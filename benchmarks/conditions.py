@@ -5,7 +5,7 @@ own figure: without the control, with it, and at the ceiling (the target after a
 `<out>/<condition>/`, a run as `bridle train` leaves it; `conditions.json`, `conditions.md`, and `conditions.png`: one
 hint of each kind, four prompts. The same command goes on where it was stopped.
 
-    python benchmarks/conditions.py --out work/conditions            # about 6 minutes of one core each
+    python benchmarks/conditions.py --out work/conditions
 """
 
 import argparse
