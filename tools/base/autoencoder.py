@@ -1,11 +1,11 @@
 """Train the base's autoencoder: f8, four latent channels, on random 64 px crops.
 
-In: `pictures.zip`, and rendered scenes where there are any (tools/scenes). Out: `<out>/autoencoder.pt` (resumable) and
+In: `pictures.zip`, and scenes where there are any, rendered or packed. Out: `<out>/autoencoder.pt` (resumable) and
 `<out>/vae/` (diffusers format, averaged weights, float32).
 A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are: from
 `--start work/base/frozen/vae` to `decoder.pt` and `decoder/`.
 
-    python tools/base/autoencoder.py --scenes work/scenes/cc0 --start src/bridle/base/embedded/v1/vae --steps 2600
+    python tools/base/autoencoder.py --scenes src/bridle/data/embedded --start src/bridle/base/embedded/v1/vae
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pictures
+import real
 import state
 import torch
 import torch.nn.functional as F
@@ -42,14 +43,10 @@ def build() -> AutoencoderKL:
 
 
 def load_scenes(folders: list[Path], held_out: bool) -> np.ndarray:
-    """The colour pictures of rendered scenes, split by object. Returns: [N, 128, 128, 4] uint8, opaque."""
-    found = []
-    for path in sorted(path for folder in folders for path in folder.glob("*.npz")):
-        with np.load(path) as scene:
-            if (json.loads(str(scene["about"]))["split"] != "train") == held_out:
-                found.append(
-                    np.dstack([scene["picture"], np.full((pictures.SIZE_PX, pictures.SIZE_PX), 255, np.uint8)])
-                )
+    """The colour pictures of scenes, rendered or packed, split by object. Returns: [N, 128, 128, 4] uint8, opaque."""
+    opaque = np.full((pictures.SIZE_PX, pictures.SIZE_PX), 255, np.uint8)
+    scenes = [scene for folder in folders for scene in real.read_scenes(folder)]
+    found = [np.dstack([picture, opaque]) for about, picture in scenes if (about["split"] != "train") == held_out]
     return np.stack(found) if found else np.empty((0, pictures.SIZE_PX, pictures.SIZE_PX, 4), np.uint8)
 
 
