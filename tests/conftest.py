@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,9 @@ import pytest
 # Set before anything imports torch or huggingface_hub, which read them once. Subprocesses inherit them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "2")  # tiny tensors: more threads cost more than they bring
+
+# What is fastest on this machine is written down once; tests, and the processes they start, share a place of their own.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bridle-tests-")
 
 _LOOPBACK = ("127.", "localhost", "::1")
 

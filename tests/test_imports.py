@@ -11,6 +11,7 @@ ORDER = (
     ("errors",),
     ("atomic",),
     ("config",),
+    ("kernels",),
     ("control",),
     ("base",),
     ("data",),

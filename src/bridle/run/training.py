@@ -15,16 +15,18 @@ from bridle.base.base import Base
 from bridle.base.load import load_base, pick_device
 from bridle.base.offload import Drawing, offloaded
 from bridle.control.control import Control
+from bridle.control.unet import UNetControl
 from bridle.data.annotate import get_annotator
 from bridle.files.weights import save_control
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import RunData, load_data, open_data
-from bridle.run.plot import write_plot
 from bridle.run.previews import Previews
 from bridle.run.settings import RunSettings, check_run, open_run
 from bridle.run.show import Shown
-from bridle.train.loop import Check, Hands, Outcome, train
-from bridle.train.parallel import World, gather, join, leave
+from bridle.train.checkpoint import newest
+from bridle.train.hint_start import start_hint_encoder
+from bridle.train.loop import CHECKPOINTS, Check, Hands, Outcome, train
+from bridle.train.parallel import World, gather, join, leave, same_on_all
 from bridle.train.probe import Obedience
 from bridle.train.regime import unlocks
 
@@ -68,6 +70,8 @@ def train_run(
         if settings.machine.base_weights == "bf16":
             base.pipeline.to(torch.bfloat16)
         started = time.monotonic()
+        if settings.train.recipe == "fast" and newest(folder / CHECKPOINTS) is None:
+            start_hints(control, data, settings, world, console)
         shown = Shown(console, settings.train.steps)
         with shown, offloaded(base, settings.machine.offload) as drawing:
             outcome = train(
@@ -120,10 +124,22 @@ def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
         )
 
 
+def start_hints(control: Control, data: RunData, settings: RunSettings, world: World, console: Console) -> None:
+    """Before the first step of a new run; only U-Nets' hint encoders can be told what to see."""
+    if not isinstance(control, UNetControl):
+        return
+    if world.main:
+        error = start_hint_encoder(control, data.cache, settings.train)
+        console.print(f"The hint encoder begins with {100 * (1 - error):.0f}% of what the base sees in the pictures")
+    same_on_all(control.controlnet_cond_embedding, world)
+
+
 def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, shown: Shown, drawing: Drawing) -> Hands:
     """What the loop has done outside it: saving, drawing, measuring, showing."""
 
     def save(control: Control, step: int) -> None:
+        from bridle.run.plot import write_plot  # here, because the first step need not wait for matplotlib
+
         save_control(control, folder / "control", facts(settings, base, data, step))
         write_plot(folder)
 

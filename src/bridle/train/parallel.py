@@ -171,6 +171,13 @@ def reducing(module: nn.Module, last: bool) -> AbstractContextManager[Any]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) and not last else nullcontext()
 
 
+def same_on_all(module: nn.Module, world: World) -> None:
+    """Give all ranks the first one's weights."""
+    if world.size > 1:
+        for weight in module.state_dict().values():
+            dist.broadcast(weight, src=0)
+
+
 def full(tensor: Tensor) -> Tensor:
     """A sharded tensor whole, on every rank, all of which must ask; any other as it is."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

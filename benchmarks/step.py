@@ -1,0 +1,157 @@
+"""What a training step costs: diffusers' example loop against Bridle's, on the same work.
+
+In: a size. Out: a table, and JSON where a path is given. Each side is a process of its own, so that their peaks of
+memory can be told apart; they take turns, a step each, so that whatever else the machine does slows both alike.
+
+    python benchmarks/step.py --size sd15 --latents 32 --json step.json     # random weights; 16 GB of memory
+    python benchmarks/step.py --size embedded --batch 24 --no-encode
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+SIDES = ("peer", "ours")
+
+
+# --- in a process of its own
+
+
+def serve(args: argparse.Namespace) -> None:
+    """Answer every line from the parent with what one step took."""
+    import torch
+    from peer import Batch, Models, Peer
+
+    from bridle.train.memory import peak_memory_bytes
+
+    torch.set_num_threads(args.threads)
+    models = getattr(Models, args.size)()
+    batch = Batch.random(models, args.batch, args.latents)
+    side: Any = Peer(models, args.encode) if args.side == "peer" else ours(models, batch)
+    for _ in sys.stdin:
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        loss = side.step(batch)
+        took = {"wall_s": time.perf_counter() - wall_s, "cpu_s": time.process_time() - cpu_s, "loss": loss}
+        print(json.dumps(took | {"peak_bytes": peak_memory_bytes(torch.device("cpu"))}), flush=True)
+
+
+def ours(models: Any, batch: Any) -> Any:
+    """Bridle's trainer on the same batch, every draw of which is given."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from bridle.base.schedule import read_schedule
+    from bridle.cache.store import CachedBatch
+    from bridle.control.control import Control
+    from bridle.control.text import Text
+    from bridle.train.draws import Draws
+    from bridle.train.feed import Rows
+    from bridle.train.settings import TrainSettings
+    from bridle.train.trainer import Trainer
+
+    count = len(batch.latents)
+    text = Text(batch.text)
+    ids = [f"random#{number}" for number in range(count)]
+    hint = batch.hint
+    pairs = CachedBatch(
+        mean=batch.latents, std=torch.zeros_like(batch.latents), hint=hint, captions=("",) * count, text=text
+    )
+
+    empty = Text(batch.text[:1])
+    cache: Any = SimpleNamespace(train_ids=tuple(ids), empty_text=empty, fingerprint="random", batch=lambda ids: pairs)
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    unet = models.unet.requires_grad_(False).eval()
+    control = Control.from_base(unet)
+    unet.to(torch.bfloat16)
+    del models.vae, models.text_encoder
+    settings = TrainSettings(batch=count, lr=1e-5, warmup=0, ema_decay=0.0, prompt_dropout=0.0)
+    trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings)
+    draws = Draws(
+        posterior=torch.zeros_like(batch.noise),
+        noise=batch.noise,
+        timesteps=batch.timesteps,
+        drop_prompt=torch.zeros(count, dtype=torch.bool),
+    )
+
+    numbers = itertools.count(1)
+    return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), Rows(ids, pairs, draws)).loss)
+
+
+# --- and what compares them
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Let both sides take their turns."""
+    sides = {side: start(args, side) for side in SIDES}
+    taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    for round_number in range(args.warmup + args.rounds):
+        for side, process in sides.items():
+            took = ask(process)
+            if round_number >= args.warmup:
+                taken[side].append(took)
+            print(f"{side:5} {took['wall_s']:7.2f} s  cpu {took['cpu_s']:7.2f} s  loss {took['loss']:.4f}", flush=True)
+    for process in sides.values():
+        process.communicate()
+    result: dict[str, Any] = {"size": args.size, "latents": args.latents, "batch": args.batch, "encode": args.encode}
+    for side in SIDES:
+        result[side] = {
+            "wall_s": statistics.median(took["wall_s"] for took in taken[side]),
+            "cpu_s": statistics.median(took["cpu_s"] for took in taken[side]),
+            "peak_gib": max(took["peak_bytes"] for took in taken[side]) / 2**30,
+        }
+    pairs = list(zip(taken["peer"], taken["ours"], strict=True))
+    result["ratio_wall"] = statistics.median(a["wall_s"] / b["wall_s"] for a, b in pairs)
+    result["ratio_cpu"] = statistics.median(a["cpu_s"] / b["cpu_s"] for a, b in pairs)
+    return result
+
+
+def start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
+    command = [sys.executable, __file__, "--side", side, "--size", args.size, "--latents", str(args.latents)]
+    command += ["--batch", str(args.batch), "--threads", str(args.threads)] + ([] if args.encode else ["--no-encode"])
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def ask(process: "subprocess.Popen[str]") -> dict[str, float]:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    print("step", file=process.stdin, flush=True)
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("a side ended early; what it said is above")
+    took: dict[str, float] = json.loads(line)
+    return took
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=("sd15", "embedded"), default="sd15")
+    parser.add_argument("--latents", type=int, help="width of the square latents; 32, or 16 for the embedded base")
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-encode", dest="encode", action="store_false", help="leave the peer's encoders out")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.latents = args.latents or (32 if args.size == "sd15" else 16)
+    if args.side:
+        serve(args)
+        return
+    result = compare(args)
+    print(json.dumps(result, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

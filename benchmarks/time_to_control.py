@@ -1,0 +1,161 @@
+"""How long until the control works: the paper's and diffusers' recipe against Bridle's, on the same pairs.
+
+    python benchmarks/time_to_control.py fast paper peer --seeds 0 1 2
+    python benchmarks/time_to_control.py --plot docs/images/time-to-control.png
+
+Edges on the embedded base and the package's scenes; probed on 24 held-out pairs of objects that training never shows.
+"peer" is the paper's start with the loss as diffusers' script weighs it, "paper" the same with Bridle's "balanced"
+weights, "fast" the default (`train.recipe`). Learning rate, batch and pairs are the same for all. All run by Bridle's
+own step, so that only the recipes are compared; `step.py` compares the steps. The moment is the first probe that
+reaches 90% of the hint advantage that the best run of all ends with, counted in steps and in CPU seconds of training,
+those of teaching the hint encoder included. Run again, a command goes on.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any, cast
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from bridle.base.load import load_base
+from bridle.control.control import Control
+from bridle.control.unet import UNetControl
+from bridle.data.scenes import write_scenes
+from bridle.data.settings import DataSettings
+from bridle.files.weights import save_control
+from bridle.run.pairs import load_data
+from bridle.train.hint_start import start_hint_encoder
+from bridle.train.log import read_rows
+from bridle.train.loop import Hands, train
+from bridle.train.settings import ProbeSettings, TrainSettings
+
+EVERY = 25
+ENOUGH = 0.9  # of the advantage that long training reaches
+RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "fast": ("#0b66c3", {"recipe": "fast", "weighting": "balanced"}),
+    "paper": ("#c2410c", {"recipe": "paper", "weighting": "balanced"}),
+    "peer": ("#8a8f98", {"recipe": "paper", "weighting": "uniform"}),
+}
+
+
+def run(recipe: str, seed: int, steps: int, out: Path) -> None:
+    """One training; `probes.jsonl` has its advantage, `start_cpu_s.json` what teaching the hint encoder took."""
+    folder, base = out / f"{recipe}-{seed}", load_base()
+    data = load_data(
+        DataSettings(folder=write_scenes(out / "scenes").folder, annotator="canny", held_out=24, variants=1),
+        base,
+        out / "data",
+    )
+    how = {"steps": steps, "batch": 24, "lr": 1e-3, "warmup": 30, "ema_decay": 0.98, "seed": seed}
+    settings = TrainSettings(**how | {"checkpoint_every": 100} | RECIPES[recipe][1])
+    torch.manual_seed(seed)
+    control = Control.from_base(base.pipeline)
+    clock = folder / "cpu_s.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not clock.exists():
+        started = time.process_time()
+        if settings.recipe == "fast":
+            start_hint_encoder(cast(UNetControl, control), data.cache, settings)
+        clock.write_text(json.dumps({"step": 0, "cpu_s": time.process_time() - started}) + "\n")
+    before = time.process_time()
+
+    def progress(step: int, row: dict[str, float] | None) -> None:
+        nonlocal before
+        with clock.open("a") as file:
+            file.write(json.dumps({"step": step, "cpu_s": time.process_time() - before}) + "\n")
+        before = time.process_time()
+
+    hands = Hands(
+        save=lambda control, step: save_control(control, folder / "control", {"steps": step}),
+        progress=progress,
+        say=lambda message: print(f"{recipe} {seed}: {message}", flush=True),
+    )
+    probing = ProbeSettings(every=EVERY, pairs=24, samples=0)
+    train(control, base.denoiser, base.schedule, data.cache, settings, folder, hands, probing=probing)
+
+
+def curves(out: Path) -> dict[str, dict[int, list[tuple[int, float]]]]:
+    """By recipe and seed: the advantage at each probe's step."""
+    found: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    for recipe in RECIPES:
+        for folder in sorted(out.glob(f"{recipe}-*")):
+            rows = [(row["step"], row["advantage"]["mean"]) for row in read_rows(folder / "probes.jsonl")]
+            found.setdefault(recipe, {})[int(folder.name.rpartition("-")[2])] = rows
+    return found
+
+
+def moment(rows: list[tuple[int, float]], wanted: float) -> int | None:
+    """The first probe's step with that advantage; None where there was none."""
+    return next((step for step, advantage in rows if advantage >= wanted), None)
+
+
+def cpu_s_until(folder: Path, step: int) -> float:
+    """Of training up to a step. A probe falls to the step after it, so every step counts as the median one."""
+    rows = read_rows(folder / "cpu_s.jsonl")
+    a_step = statistics.median(row["cpu_s"] for row in rows if row["step"] > 0)
+    return sum(row["cpu_s"] for row in rows if row["step"] == 0) + a_step * step
+
+
+def summary(out: Path) -> dict[str, Any]:
+    found = curves(out)
+    best = max(rows[-1][1] for seeds in found.values() for rows in seeds.values())
+    result: dict[str, Any] = {"long_training": best, "wanted": ENOUGH * best}
+    for recipe, seeds in found.items():
+        steps = {seed: moment(rows, ENOUGH * best) for seed, rows in seeds.items()}
+        cpu_s = {s: cpu_s_until(out / f"{recipe}-{s}", step) for s, step in steps.items() if step is not None}
+        result[recipe] = {
+            "steps": steps,
+            "cpu_s": cpu_s,
+            "final": {seed: rows[-1] for seed, rows in seeds.items()},
+        }
+    return result
+
+
+def plot(out: Path, path: Path) -> None:
+    """Advantage over steps; a line a seed."""
+    figure = Figure(figsize=(9, 4.2), dpi=130, layout="constrained")
+    axes = figure.subplots()
+    for recipe, seeds in curves(out).items():
+        for number, rows in enumerate(seeds.values()):
+            steps, advantages = zip(*rows, strict=True)
+            label = recipe if number == 0 else None
+            axes.plot(steps, advantages, color=RECIPES[recipe][0], marker="o", markersize=3, label=label)
+    wanted = summary(out)["wanted"]
+    axes.axhline(wanted, color="#44403c", linewidth=1, linestyle="--")
+    axes.annotate("90% of what long training reaches", (0, wanted), (4, 4), textcoords="offset points", fontsize=9)
+    axes.set_title("Hint advantage on held-out objects", loc="left", fontsize=10)
+    axes.set_xlabel("step of 24 pairs")
+    axes.legend(loc="center left", frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#ececea")
+    FigureCanvasAgg(figure)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", nargs="*", choices=[*RECIPES, []])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--out", type=Path, default=Path("work/time-to-control"))
+    parser.add_argument("--plot", type=Path)
+    given = parser.parse_args()
+    for recipe in given.recipes:
+        for seed in given.seeds:
+            run(recipe, seed, given.steps, given.out)
+    print(json.dumps(summary(given.out), indent=1))
+    if given.plot:
+        plot(given.out, given.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""Attention in bfloat16 by the way that is fastest for its shape, forward and backward together.
+
+PyTorch's flash attention keeps no probabilities and is good forward; its backward pass on a CPU runs at a tenth of the
+rate of matrix products. Where one side is short (captions, small latents), keeping the probabilities is faster.
+Computing them again in the backward pass, a block of queries at a time, was tried and was slower than either.
+"""
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bridle.kernels.choice import pick
+
+KEPT = 2**24  # probabilities beyond which keeping them is not even tried
+
+
+def fits(attention: nn.Module) -> bool:
+    """Whether `Attend` knows such an attention: diffusers' own, with nothing but projections around it."""
+    if not isinstance(attention, Attention) or type(attention.processor) not in (AttnProcessor, AttnProcessor2_0):
+        return False
+    parts = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
+    plain = not any(getattr(attention, part, None) for part in parts)
+    upcast = attention.upcast_attention or attention.upcast_softmax
+    return plain and not attention.residual_connection and not upcast
+
+
+def choose_attention(*models: nn.Module) -> None:
+    """Have all attention in the models, where it is diffusers' plain one, computed by the fastest way."""
+    for model in models:
+        for module in model.modules():
+            if fits(module):
+                attention: Any = module
+                attention.set_processor(Attend(attention.processor))
+
+
+class Attend:
+    """In the place of an attention's processor; what it does not know, that processor does."""
+
+    def __init__(self, before: Any) -> None:
+        self.before = before
+
+    def __call__(
+        self, attn: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        masked = any(value is not None for value in (*args, *kwargs.values()))
+        wanted = hidden.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu")
+        if masked or hidden.ndim != 3 or hidden.device.type != "cpu" or not wanted:
+            given: Tensor = self.before(attn, hidden, encoder_hidden_states, *args, **kwargs)
+            return given
+        text = hidden if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            part.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for part in (attn.to_q(hidden), attn.to_k(text), attn.to_v(text))
+        )
+        seen = attend(query, key, value).transpose(1, 2).flatten(2)
+        output: Tensor = attn.to_out[1](attn.to_out[0](seen)) / attn.rescale_output_factor
+        return output
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """softmax(q k / sqrt(D)) v. Args: query: [B, heads, L, D]; key, value: [B, heads, S, D]. Returns: as the query."""
+    learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+
+    def timed(name: str) -> Any:
+        given = [torch.randn_like(part).requires_grad_(learns) for part in (query, key, value)]
+
+        def once() -> None:
+            with torch.set_grad_enabled(learns):
+                output = WAYS[name](*given)
+                if learns:
+                    output.backward(output.detach())
+
+        return once
+
+    def ways() -> dict[str, Any]:
+        names = ("flash", "kept") if query[..., 0].numel() * key.shape[2] <= KEPT else ("flash",)
+        return {name: timed(name) for name in names}
+
+    return WAYS[pick(("attend", *query.shape, key.shape[2], learns), ways)](query, key, value)
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return F.scaled_dot_product_attention(query, key, value)
+
+
+def kept(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    chances = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).softmax(-1)
+    return chances.to(value.dtype) @ value
+
+
+WAYS = {"flash": flash, "kept": kept}

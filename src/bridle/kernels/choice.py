@@ -1,0 +1,111 @@
+"""Which of several ways to compute the same thing is fastest here: measured once per shape and machine, then kept.
+
+A way is never guessed: what wins differs by shape, number of threads and processor. What was measured is written to
+`kernels.json` in the user's cache folder, so that a run that goes on rounds exactly as it did before it stopped.
+"""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bridle.atomic import write_text
+
+Way = Callable[[], Any]
+CHOSEN: dict[tuple[Any, ...], str] = {}  # by this process so far
+REPEATS = 3
+HOPELESS = 1.5  # a way that takes this much longer than the best at its first try is not tried again
+
+
+def pick(shape: tuple[Any, ...], make_ways: Callable[[], Mapping[str, Way]]) -> str:
+    """The name of the fastest way.
+
+    Args:
+        shape: all that decides which one that is; how many threads compute is added.
+        make_ways: called where it is not known yet. Returns the ways by name, in an order that decides between equals;
+            they must not change what they read.
+    """
+    key = (*shape, torch.get_num_threads())
+    name = CHOSEN.get(key)
+    if name is None:
+        ways = make_ways()
+        name = _known_on_disk(key, ways) or _measure(ways)
+        CHOSEN[key] = name
+        _keep(key, name)
+    return name
+
+
+def _measure(ways: Mapping[str, Way]) -> str:
+    if len(ways) == 1:
+        return next(iter(ways))
+    for way in ways.values():
+        way()  # the first call also makes room for what later ones reuse
+    times = {name: _time(way) for name, way in ways.items()}
+    best = min(times.values())
+    for _ in range(REPEATS - 1):
+        for name, way in ways.items():
+            if times[name] < HOPELESS * best:
+                times[name] = min(times[name], _time(way))
+    return min(times, key=lambda name: times[name])
+
+
+def _time(way: Way) -> float:
+    started = time.perf_counter()
+    way()
+    return time.perf_counter() - started
+
+
+def _file() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "bridle" / "kernels.json"
+
+
+@cache
+def _machine() -> str:
+    """What the choices hold for: this processor and this PyTorch."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    return f"{model}, torch {torch.__version__}"
+
+
+def _read() -> dict[str, dict[str, str]]:
+    """All that is kept, by machine and shape; nothing where there is no such file or it cannot be read."""
+    try:
+        kept = json.loads(_file().read_text())
+    except (OSError, ValueError):
+        return {}
+    return kept if isinstance(kept, dict) else {}
+
+
+@cache
+def _kept() -> dict[str, str]:
+    """What earlier processes chose on this machine, read once."""
+    kept = _read().get(_machine(), {})
+    return kept if isinstance(kept, dict) else {}
+
+
+def _known_on_disk(key: tuple[Any, ...], ways: Mapping[str, Way]) -> str | None:
+    name = _kept().get(repr(key))
+    return name if name in ways else None
+
+
+def _keep(key: tuple[Any, ...], name: str) -> None:
+    if _kept().get(repr(key)) == name:
+        return
+    _kept()[repr(key)] = name
+    kept = _read()
+    mine = kept.get(_machine())
+    # Another process may have been first: what it wrote stands, and this one's choice is for this process alone.
+    kept[_machine()] = {repr(key): name} | (mine if isinstance(mine, dict) else {})
+    with suppress(OSError):  # a home that cannot be written: every process measures for itself
+        write_text(_file(), json.dumps(kept, indent=1, sort_keys=True))

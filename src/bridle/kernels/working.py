@@ -1,0 +1,76 @@
+"""bfloat16 forms of a weight, made when they are first needed and again once the weight may have changed."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+BF16 = torch.bfloat16
+Form = Callable[[Tensor], Tensor]
+
+
+class Working:
+    """The forms of one parameter.
+
+    Training keeps float32 weights and computes in bfloat16. Autocast casts a weight at every use, and autograd then
+    holds each cast until the backward pass; here both passes share one.
+    """
+
+    def __init__(self) -> None:
+        self.made: dict[str, Tensor] = {}
+        self.of: tuple[int, int] | None = None
+
+    def get(self, weight: Tensor, name: str, form: Form, *, afresh: bool = False) -> Tensor:
+        """The form of that name: `form` of the weight in bfloat16.
+
+        Args:
+            afresh: whether it may have changed unseen: PyTorch's fused optimisers do not count what they change.
+        """
+        now = (weight.data_ptr(), weight._version)
+        if afresh or now != self.of:
+            self.made, self.of = {}, now
+        if name not in self.made:
+            with torch.no_grad():
+                if "cast" not in self.made:
+                    self.made["cast"] = weight.detach().to(BF16)
+                self.made[name] = form(self.made["cast"])
+        return self.made[name]
+
+
+def working(module: nn.Module, name: str) -> Working:
+    """The forms of a module's parameter; kept with the module, but not copied, saved or moved with it."""
+    kept = vars(module).setdefault("_bridle_working", Forms())
+    found: Working = kept.setdefault(name, Working())
+    return found
+
+
+class Forms(dict[str, Working]):
+    """Of one module. A deep copy of the module starts without any."""
+
+    def __deepcopy__(self, memo: object) -> "Forms":
+        return Forms()
+
+    def __reduce__(self) -> tuple[type["Forms"], tuple[()]]:
+        return Forms, ()
+
+
+def cast(module: nn.Module, name: str, *, forward: bool = False) -> Any:
+    """A module's parameter in bfloat16; None where it has none.
+
+    Args:
+        forward: whether a forward pass asks: where the parameter is trained it may have changed since.
+    """
+    parameter = getattr(module, name)
+    if parameter is None:
+        return None
+    return working(module, name).get(parameter, "cast", identity, afresh=forward and parameter.requires_grad)
+
+
+def identity(weight: Tensor) -> Tensor:
+    return weight
+
+
+def sum_rows(rows: Tensor) -> Tensor:
+    """[N, C] to [C], as a product: PyTorch's own sum over rows first makes a float32 copy of all of them."""
+    return (rows.new_ones(1, len(rows)) @ rows)[0]

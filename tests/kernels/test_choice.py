@@ -1,0 +1,96 @@
+"""A way is measured once, remembered by the process and by the machine, and nothing breaks where that cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bridle.kernels import choice
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A process that has chosen nothing, and an empty cache folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(choice, "CHOSEN", {})
+    choice._kept.cache_clear()
+    yield tmp_path / "bridle" / "kernels.json"
+    choice._kept.cache_clear()
+
+
+class Ways:
+    """A slow and a fast way, counted."""
+
+    def __init__(self) -> None:
+        self.asked, self.calls = 0, {"slow": 0, "fast": 0}
+
+    def __call__(self) -> dict[str, choice.Way]:
+        self.asked += 1
+        return {"slow": lambda: self._run("slow", 200_000), "fast": lambda: self._run("fast", 10)}
+
+    def _run(self, name: str, count: int) -> int:
+        self.calls[name] += 1
+        return sum(range(count))
+
+
+def forget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a new process begins."""
+    monkeypatch.setattr(choice, "CHOSEN", {})
+    choice._kept.cache_clear()
+
+
+def test_the_faster_way_wins_and_is_measured_once() -> None:
+    ways = Ways()
+    assert choice.pick(("a", 1), ways) == "fast"
+    calls = dict(ways.calls)
+    assert choice.pick(("a", 1), ways) == "fast"
+    assert (ways.asked, ways.calls) == (1, calls)
+
+
+def test_a_hopeless_way_is_tried_once_more_after_its_first_call() -> None:
+    ways = Ways()
+    choice.pick(("a", 1), ways)
+    assert ways.calls == {"slow": 2, "fast": 1 + choice.REPEATS}
+
+
+def test_another_process_on_this_machine_chooses_the_same_without_measuring(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    choice.pick(("a", 1), Ways())
+    forget(monkeypatch)
+    ways = Ways()
+    assert choice.pick(("a", 1), ways) == "fast"
+    assert ways.calls == {"slow": 0, "fast": 0}
+
+
+def test_what_another_process_wrote_first_stands(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice.pick(("a", 1), Ways())
+    kept = json.loads(fresh.read_text())
+    (key,) = kept[choice._machine()]
+    kept[choice._machine()][key] = "slow"
+    fresh.write_text(json.dumps(kept))
+    choice.pick(("b", 1), Ways())
+    forget(monkeypatch)
+    assert choice.pick(("a", 1), Ways()) == "slow"
+    assert choice.pick(("b", 1), Ways()) == "fast"
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"x": 1}', "\x00"])
+def test_a_damaged_file_is_measured_over(fresh: Path, content: str) -> None:
+    fresh.parent.mkdir(parents=True)
+    fresh.write_text(content)
+    assert choice.pick(("a", 1), Ways()) == "fast"
+    assert json.loads(fresh.read_text())[choice._machine()]
+
+
+def test_a_name_that_is_no_way_any_more_is_measured_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    choice.pick(("a", 1), Ways())
+    fresh.write_text(fresh.read_text().replace('"fast"', '"gone"'))
+    forget(monkeypatch)
+    assert choice.pick(("a", 1), Ways()) == "fast"
+
+
+def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert choice.pick(("a", 1), Ways()) == "fast"

@@ -1,0 +1,95 @@
+"""Every way to compute a convolution gives what PyTorch gives in float32, within bfloat16's rounding."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bridle.kernels import conv as kernels
+
+LAST = torch.channels_last
+SHAPES = [
+    # in, out, size, kernel, stride, padding
+    (16, 24, 8, 3, 1, 1),
+    (16, 24, 8, 1, 1, 0),
+    (16, 24, 8, 3, 2, 1),
+    (16, 24, 9, 3, 2, 1),
+    (16, 24, 8, 3, 2, 0),
+    (3, 16, 10, 4, 2, 1),
+    (16, 16, 2, 3, 1, 1),
+]
+
+
+def deviation(found: Tensor, expected: Tensor) -> float:
+    return ((found.float() - expected).norm() / expected.norm()).item()
+
+
+class Case:
+    """A convolution, an input, and what autograd gives in float32."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        channels, out, size, kernel, stride, padding = shape
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(channels, out, kernel, stride, padding).to(memory_format=LAST)
+        self.spec = kernels.Spec(self.conv)
+        hidden = torch.randn(3, channels, size, size, requires_grad=True)
+        self.output = self.conv(hidden)
+        gradient = torch.randn_like(self.output)
+        self.for_input, self.for_weight = torch.autograd.grad(self.output, (hidden, self.conv.weight), gradient)
+        self.hidden = hidden.detach().bfloat16().to(memory_format=LAST)
+        self.gradient = gradient.bfloat16().to(memory_format=LAST)
+        self.size = size
+
+    def by(self, what: str, name: str, *args: Any) -> Tensor:
+        way, form = kernels.WAYS[what, name]
+        return way(args[0], self.spec.form(form, forward=True), self.spec, *args[1:])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["direct", "product"])
+def test_forward(shape: tuple[int, ...], name: str) -> None:
+    case = Case(shape)
+    assert deviation(case.by("forward", name, case.hidden), case.output) < 0.006
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["direct", "forward", "scatter", "product"])
+def test_gradient_of_the_input(shape: tuple[int, ...], name: str) -> None:
+    if name in ("forward", "product") and shape[4] > 1:
+        pytest.skip("a strided convolution's transpose is none")
+    case = Case(shape)
+    found = case.by("input", name, case.gradient, case.size, case.size)
+    assert found.shape == case.for_input.shape
+    assert deviation(found, case.for_input) < 0.006
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", ["direct", "product"])
+def test_gradient_of_the_weight(shape: tuple[int, ...], name: str) -> None:
+    case = Case(shape)
+    found = kernels.WEIGHT_WAYS[name](case.gradient, case.hidden, case.spec)
+    assert deviation(found, case.for_weight) < 0.006
+
+
+@pytest.mark.parametrize("name", ["direct", "forward", "scatter", "product"])
+def test_only_the_wanted_channels_get_a_gradient(name: str) -> None:
+    case = Case(SHAPES[0])
+    case.spec.channels = 5
+    found = case.by("input", name, case.gradient, case.size, case.size)
+    assert found.shape[1] == 5
+    assert deviation(found, case.for_input[:, :5]) < 0.006
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 4, 3, groups=2),
+        nn.Conv2d(4, 4, 3, dilation=2),
+        nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
+        nn.Conv2d(4, 4, (3, 1)),
+        nn.Conv2d(4, 4, 3, padding="same"),
+    ],
+)
+def test_other_convolutions_are_left_to_pytorch(conv: nn.Conv2d) -> None:
+    assert not kernels.fits(conv)

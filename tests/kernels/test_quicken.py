@@ -1,0 +1,188 @@
+"""A quickened model computes the same within rounding, learns the same, and is as it was once that is undone."""
+
+import copy
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bridle.control.control import Control
+from bridle.control.text import Text
+from bridle.kernels.attention import WAYS, choose_attention, fits
+from bridle.kernels.quicken import quicken
+from bridle.train.denoiser import set_plain_attention
+
+Pair = tuple[Any, Control]
+
+
+@pytest.fixture
+def pair() -> Pair:
+    """A locked base, and a control that pulls at every link."""
+    unet = tiny.make_unet().requires_grad_(False)
+    control = tiny.wake(Control.from_base(unet))
+    set_plain_attention(control, unet)
+    return unet, control
+
+
+def predict(pair: Pair) -> Tensor:
+    unet, control = pair
+    latents, timesteps, text, hint = tiny.make_inputs()
+    with torch.autocast("cpu", torch.bfloat16):
+        residuals = control(latents, timesteps, text, hint)
+        prediction: Tensor = control.join(unet, control.call(latents, timesteps, Text(text)), residuals)
+    return prediction.float()
+
+
+def learn(pair: Pair) -> tuple[Tensor, dict[str, Tensor]]:
+    pair[1].zero_grad()
+    prediction = predict(pair)
+    prediction.square().mean().backward()
+    return prediction.detach(), {n: w.grad.clone() for n, w in pair[1].named_parameters() if w.grad is not None}
+
+
+def cosine(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    flat = [torch.cat([gradients[name].flatten() for name in expected]) for gradients in (found, expected)]
+    return F.cosine_similarity(flat[0], flat[1], 0).item()
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_prediction_and_gradients_are_the_same_within_rounding(pair: Pair, last: bool) -> None:
+    plain, expected = learn(pair)
+    for model in pair if last else ():
+        model.to(memory_format=torch.channels_last)
+    quicken(*pair)
+    fast, found = learn(pair)
+    assert ((fast - plain).norm() / plain.norm()).item() < 0.02
+    assert found.keys() == expected.keys()
+    assert cosine(found, expected) > 0.9995
+    assert all(gradient.dtype is torch.float32 for gradient in found.values())
+
+
+def test_undoing_makes_the_models_what_they_were(pair: Pair) -> None:
+    plain, expected = learn(pair)
+    before = [set(vars(module)) for model in pair for module in model.modules()]
+    undo = quicken(*pair)
+    learn(pair)
+    undo()
+    undo()
+    assert [set(vars(module)) for model in pair for module in model.modules()] == before
+    again, found = learn(pair)
+    assert torch.equal(again, plain)
+    assert all(torch.equal(found[name], gradient) for name, gradient in expected.items())
+
+
+def test_float32_is_computed_by_the_modules_own_code(pair: Pair) -> None:
+    unet, _ = pair
+    latents, timesteps, text, _ = tiny.make_inputs()
+    expected = unet(latents, timesteps, text).sample
+    quicken(unet)
+    assert torch.equal(unet(latents, timesteps, text).sample, expected)
+
+
+def test_a_weight_that_a_fused_optimiser_changed_is_seen(pair: Pair) -> None:
+    """It counts no change: a cast that was kept by the count would never learn."""
+    quicken(*pair)
+    optimizer = torch.optim.AdamW(pair[1].parameters(), lr=1e-3, fused=True)
+    before = predict(pair)
+    before.square().mean().backward()
+    optimizer.step()
+    assert not torch.equal(predict(pair), before)
+
+
+def test_a_locked_weight_that_is_changed_in_place_is_seen(pair: Pair) -> None:
+    quicken(*pair)
+    with torch.no_grad():
+        before = predict(pair)
+        pair[0].conv_out.weight.mul_(2)
+        assert not torch.equal(predict(pair), before)
+
+
+def test_a_copy_of_a_quickened_model_stands_alone(pair: Pair) -> None:
+    unet, control = pair
+    quicken(unet, control)
+    predict(pair)
+    other = copy.deepcopy(control)
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.zero_()
+        assert not torch.equal(predict((unet, other)), predict(pair))
+        assert control.conv_in.weight.any()
+
+
+def test_it_learns_as_the_plain_path_does(pair: Pair) -> None:
+    """Twelve steps from the same start: the same losses but for rounding, and they fall."""
+    wanted = torch.randn(predict(pair).shape, generator=torch.Generator().manual_seed(1))
+
+    def curve(models: Pair) -> Tensor:
+        optimizer = torch.optim.AdamW(models[1].parameters(), lr=2e-3, fused=True)
+        losses = []
+        for _ in range(12):
+            loss = (predict(models) - wanted).square().mean()
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    other = copy.deepcopy(pair)
+    plain = curve(pair)
+    quicken(*other)
+    fast = curve(other)
+    assert plain[-1] < plain[0]
+    torch.testing.assert_close(fast, plain, rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 8, 8), (3, 64, 4, 4), (2, 32, 1, 1)])
+@pytest.mark.parametrize("name", ["native", "sums"])
+@pytest.mark.parametrize("offset", [0.0, 20.0])
+def test_group_normalisation_is_pytorchs(
+    shape: tuple[int, ...], name: str, offset: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a mean is large beside its deviation."""
+    from bridle.kernels import norm as kernels
+
+    monkeypatch.setattr(kernels, "pick", lambda key, make_ways: name if name in make_ways() else "native")
+    norm = nn.GroupNorm(8, shape[1])
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    hidden = (torch.randn(shape) + offset).bfloat16().to(memory_format=torch.channels_last)
+    gradient = torch.randn(shape).bfloat16()
+    exact = hidden.float().requires_grad_()
+    expected = torch.autograd.grad(norm(exact), (exact, norm.weight, norm.bias), gradient.float())
+    hidden.requires_grad_()
+    output = kernels.normalise(norm, hidden)
+    found = torch.autograd.grad(output, (hidden, norm.weight, norm.bias), gradient)
+    assert ((output.float() - norm(exact)).norm() / norm(exact).norm()).item() < 0.004
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ((ours.float() - theirs).norm() / theirs.norm()).item() < 0.004
+
+
+@pytest.mark.parametrize("name", ["flash", "kept"])
+@pytest.mark.parametrize("tokens", [64, 7])
+def test_attention_is_the_same_by_every_way(name: str, tokens: int) -> None:
+    query = torch.randn(2, 64, 4, 24).bfloat16().transpose(1, 2)
+    key, value = (torch.randn(2, tokens, 4, 24).bfloat16().transpose(1, 2) for _ in range(2))
+    given = [part.detach().requires_grad_() for part in (query, key, value)]
+    exact = [part.detach().float().requires_grad_() for part in given]
+    output, expected = WAYS[name](*given), F.scaled_dot_product_attention(*exact)
+    gradient = torch.randn_like(expected)
+    found = torch.autograd.grad(output, given, gradient.bfloat16())
+    theirs = torch.autograd.grad(expected, exact, gradient)
+    assert ((output.float() - expected).norm() / expected.norm()).item() < 0.01
+    for ours, right in zip(found, theirs, strict=True):
+        assert ((ours.float() - right).norm() / right.norm()).item() < 0.01
+
+
+def test_attention_with_a_mask_is_left_to_diffusers(pair: Pair) -> None:
+    attention = next(module for module in pair[0].modules() if fits(module))
+    hidden, mask = torch.randn(2, 9, attention.to_q.in_features), torch.zeros(2, 1, 9)
+    mask[:, :, 4:] = -10_000.0
+    text = torch.randn(2, 9, attention.to_k.in_features)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = attention(hidden, text, attention_mask=mask)
+        choose_attention(pair[0])
+        assert torch.equal(attention(hidden, text, attention_mask=mask), expected)
+        assert not torch.equal(attention(hidden, text), expected)
