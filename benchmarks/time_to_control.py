@@ -1,11 +1,11 @@
 """How long until the control works: the paper's and diffusers' recipe against Bridle's, on the same pairs.
 
-    python benchmarks/time_to_control.py fast paper peer --seeds 0 1 2
+    python benchmarks/time_to_control.py primed paper peer --seeds 0 1 2
     python benchmarks/time_to_control.py --plot docs/images/time-to-control.png
 
 Edges on the embedded base and the package's scenes; probed on 24 held-out pairs of objects that training never shows.
 "peer" is the paper's start with the loss as diffusers' script weighs it, "paper" the same with Bridle's "balanced"
-weights, "fast" the default (`train.recipe`). Learning rate, batch and pairs are the same for all. All run by Bridle's
+weights, "primed" the other `train.recipe`. Learning rate, batch and pairs are the same for all. All run by Bridle's
 own step, so that only the recipes are compared; `step.py` compares the steps. The moment is the first probe that
 reaches 90% of the hint advantage that the best run of all ends with, counted in steps and in CPU seconds of training,
 those of teaching the hint encoder included. Run again, a command goes on.
@@ -40,7 +40,7 @@ from bridle.train.settings import ProbeSettings, TrainSettings
 EVERY = 25
 ENOUGH = 0.9  # of the advantage that long training reaches
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "fast": ("#0b66c3", {"recipe": "fast", "weighting": "balanced"}),
+    "primed": ("#0b66c3", {"recipe": "primed", "weighting": "balanced"}),
     "paper": ("#c2410c", {"recipe": "paper", "weighting": "balanced"}),
     "peer": ("#8a8f98", {"recipe": "paper", "weighting": "uniform"}),
 }
@@ -62,7 +62,7 @@ def run(recipe: str, seed: int, steps: int, out: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not clock.exists():
         started = time.process_time()
-        if settings.recipe == "fast":
+        if settings.recipe == "primed":
             start_hint_encoder(cast(UNetControl, control), data.cache, settings)
         clock.write_text(json.dumps({"step": 0, "cpu_s": time.process_time() - started}) + "\n")
     before = time.process_time()

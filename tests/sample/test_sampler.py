@@ -1,5 +1,6 @@
 """A picture is the same alone and in a batch, under every scheduler, and a request that does not add up is refused."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from bridle.base.base import Base
 from bridle.control.control import Control
 from bridle.control.strength import Strength
 from bridle.errors import BridleError, ConfigError, HintError, SampleError
+from bridle.sample import sampler
 from bridle.sample.pipelines import pick_pipeline
 from bridle.sample.sampler import generate, reconstruct
 from bridle.sample.scheduler import set_scheduler
@@ -115,11 +117,32 @@ def test_a_request_that_does_not_add_up_is_refused(
         ({"guidance": -1.0}, "sample.guidance is -1.0"),
         ({"scale": float("nan")}, "sample.scale is nan; expected 0 or more"),
         ({"scheduler": "dimm"}, "sample.scheduler is 'dimm'; expected auto or one of ddim"),
+        ({"speed": "quick"}, "sample.speed is 'quick'; expected one of exact, fast, draft"),
     ],
 )
 def test_settings_out_of_range_are_refused(values: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         SampleSettings(**values)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pictures_are_those_of_the_plain_pipeline(
+    base: Base, control: Control, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = draw(base, control, precision=precision)
+    monkeypatch.setattr(sampler, "hasten", lambda *models: nullcontext())
+    assert distance(found, draw(base, control, precision=precision)) <= (1 if precision == "fp32" else 8)
+
+
+def test_a_quicker_speed_draws_nearly_the_same_and_leaves_no_trace(base: Base, control: Control) -> None:
+    exact = draw(base, control, steps=6)
+    fast, draft = (draw(base, control, steps=6, speed=speed) for speed in ("fast", "draft"))
+    assert distance(fast, exact) > 0
+    assert distance(draft, fast) > 0
+    assert distance(draw(base, control, steps=6), exact) == 0
+    models = (base.denoiser, base.vae, control)
+    assert not any("forward" in vars(module) for model in models for module in model.modules())
+    assert not base.denoiser._forward_pre_hooks
 
 
 def test_any_scheduler_of_diffusers_can_be_named_by_its_class(base: Base, control: Control) -> None:

@@ -21,12 +21,15 @@ class Rein:
     Attributes:
         strength: scale, start and end, weights, keyframes, half.
         mask: [1 or B, 1, H, W] in [0, 1], or None: it acts everywhere.
+        hold: whether the residuals of the last step without it are used again; strength and mask are this step's.
     """
 
     def __init__(self, name: str, control: Control) -> None:
         self.name, self.control = name, control
         self.strength = Strength(half="conditional" if control.pools else "both")
         self.mask: Tensor | None = None
+        self.hold = False
+        self._held: Residuals | None = None
         self._hint: Tensor | None = None
         self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
         self._features: Tensor | None = None
@@ -67,18 +70,27 @@ class Rein:
 
     def pull(self, call: Call, pipeline: Any, place: Place) -> Residuals | None:
         """What it adds to a call; None where it does not act."""
+        if not self.hold:
+            self._held = None
         factor = self.strength.at(place.begin, place.finish)
         latents = call[self.control.INPUT]
         rows = Rows.of(pipeline, len(latents), place.again)
         acting = rows.of_half(self.strength.half)
         if factor == 0 or acting.start == acting.stop:
             return None
-        features = rows.spread(self.features(call, pipeline))[acting]
-        residuals = self.control.residuals(rows.take(call, acting), features)
+        residuals = self._compute(call, pipeline, rows, acting) if self._held is None else self._held
         residuals = self.strength.apply(residuals, factor, latents.shape[-1])
         if self.mask is not None:
             residuals = residuals.masked(rows.spread(self.mask.to(latents.device))[acting])
         return self.control.place(rows.fill(residuals, acting), denoiser_of(pipeline))
+
+    def _compute(self, call: Call, pipeline: Any, rows: Rows, acting: slice) -> Residuals:
+        """The residuals of the acting rows at full strength; remembered, unless gradients would be as well."""
+        features = rows.spread(self.features(call, pipeline))[acting]
+        residuals = self.control.residuals(rows.take(call, acting), features)
+        if not torch.is_grad_enabled():
+            self._held = residuals
+        return residuals
 
     def features(self, call: Call, pipeline: Any) -> Tensor:
         """The encoded hint, computed once for all steps. Raises: HintError: no hint was set, or its size is wrong."""

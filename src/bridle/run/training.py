@@ -70,7 +70,7 @@ def train_run(
         if settings.machine.base_weights == "bf16":
             base.pipeline.to(torch.bfloat16)
         started = time.monotonic()
-        if settings.train.recipe == "fast" and newest(folder / CHECKPOINTS) is None:
+        if settings.train.recipe == "primed" and newest(folder / CHECKPOINTS) is None:
             start_hints(control, data, settings, world, console)
         shown = Shown(console, settings.train.steps)
         with shown, offloaded(base, settings.machine.offload) as drawing:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from bridle.control.rein import guess_mode
 from bridle.control.strength import Guess, Half, Strength
 from bridle.errors import ConfigError
-from bridle.sample.settings import SampleSettings
+from bridle.sample.settings import SampleSettings, Speed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class Recipe:
         seed: of the noise.
         base: as `load_base` takes it.
         width_px, height_px: of the picture; the base's own size where None.
-        steps, guidance, scheduler, precision: see `SampleSettings`.
+        steps, guidance, scheduler, precision, speed: see `SampleSettings`.
         controls: any number; what they add is summed.
         init: a picture to begin from, cut and resized to the size.
         strength: how far to go from it, in (0, 1].
@@ -84,6 +84,7 @@ class Recipe:
     guidance: float = 4.0
     scheduler: str = "auto"
     precision: Literal["fp32", "bf16"] = "fp32"
+    speed: Speed = "exact"
     controls: tuple[ControlRecipe, ...] = ()
     init: Path | None = None
     strength: float = 0.75
@@ -104,7 +105,7 @@ class Recipe:
     @property
     def settings(self) -> SampleSettings:
         """Raises: ConfigError: a value is out of range."""
-        named = {name: getattr(self, name) for name in ("steps", "guidance", "scheduler", "precision")}
+        named = {name: getattr(self, name) for name in ("steps", "guidance", "scheduler", "precision", "speed")}
         return SampleSettings(**named)
 
     @property

@@ -18,7 +18,9 @@ from bridle.control.control import Control
 from bridle.control.hint import to_hint
 from bridle.control.strength import Strength
 from bridle.errors import SampleError
+from bridle.sample.hasten import hasten
 from bridle.sample.pipelines import arguments, pick_pipeline
+from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.scheduler import set_scheduler
 from bridle.sample.settings import SampleSettings
 from bridle.sample.steering import Init, Steering
@@ -72,15 +74,16 @@ def generate(
     if init is not None and int(settings.steps * init.strength) < 1:
         raise SampleError(f"{settings.steps} steps at strength {init.strength} are no step at all; raise either")
     pictures = []
-    for start in range(0, len(prompts), settings.batch):
-        rows = slice(start, start + settings.batch)
-        batch = Batch(
-            prompts=prompts[rows],
-            negative_prompts=negative_prompts[rows] if negative_prompts else [],
-            seeds=seeds[rows],
-            steering={name: cut(one, rows) for name, one in steering.items()},
-        )
-        pictures += draw(base, batch, settings, size_px, init, on_step)
+    with hasten(base.pipeline, *(one.control for one in steering.values())):
+        for start in range(0, len(prompts), settings.batch):
+            rows = slice(start, start + settings.batch)
+            batch = Batch(
+                prompts=prompts[rows],
+                negative_prompts=negative_prompts[rows] if negative_prompts else [],
+                seeds=seeds[rows],
+                steering={name: cut(one, rows) for name, one in steering.items()},
+            )
+            pictures += draw(base, batch, settings, size_px, init, on_step)
     return pictures
 
 
@@ -112,13 +115,15 @@ def draw(
         around.callback(base.denoiser.register_forward_hook(after_pass).remove)
         around.enter_context(torch.no_grad())
         around.enter_context(torch.autocast(base.device.type, torch.bfloat16, enabled=settings.precision == "bf16"))
-        if not batch.steering:
-            return call()
-        with attach(pipeline, **{name: one.control for name, one in batch.steering.items()}) as rig:
+        rig = None
+        if batch.steering:
+            rig = around.enter_context(attach(pipeline, **{name: one.control for name, one in batch.steering.items()}))
             for name, one in batch.steering.items():
                 rein = rig[name].set(hint=stack(one.hints, one.control.hint_channels), mask=one.mask)
                 rein.strength = one.strength
-            return call()
+        if settings.speed in SPEEDS:
+            around.enter_context(recalled(pipeline, rig, SPEEDS[settings.speed]))
+        return call()
 
 
 def settle(

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from bridle.errors import ConfigError
+
+Speed = Literal["exact", "fast", "draft"]
 
 # Name on the command line, diffusers class, and what differs from its defaults.
 SCHEDULERS: dict[str, tuple[str, dict[str, object]]] = {
@@ -32,6 +34,7 @@ class SampleSettings:
         scale: of the control; of several it multiplies each.
         batch: pictures denoised at once.
         precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain.
+        speed: "exact"; or "fast" and "draft", which take over in some steps what an earlier one computed.
 
     Raises: ConfigError: a value is out of range.
     """
@@ -42,6 +45,7 @@ class SampleSettings:
     scale: float = 1.0
     batch: int = 16
     precision: Literal["fp32", "bf16"] = "fp32"
+    speed: Speed = "exact"
 
     def __post_init__(self) -> None:
         if self.scheduler not in ("auto", *SCHEDULERS) and not self.scheduler.endswith("Scheduler"):
@@ -52,6 +56,8 @@ class SampleSettings:
                 raise ConfigError(f"setting sample.{name} is {getattr(self, name)}; expected 1 or more")
         if self.precision not in ("fp32", "bf16"):
             raise ConfigError(f"setting sample.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+        if self.speed not in get_args(Speed):
+            raise ConfigError(f"setting sample.speed is {self.speed!r}; expected one of {', '.join(get_args(Speed))}")
         for name in ("guidance", "scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"setting sample.{name} is {getattr(self, name)}; expected 0 or more")

@@ -6,7 +6,7 @@ be seen: the "sudden convergence" of arXiv:2302.05543, section 3.3. The links' z
 it is. So the encoder may begin anywhere, and here it first learns, by itself and cheaply, to predict from the hint what
 the base's first convolution makes of the clean picture: a guess at it, in the space in which the copy reads pictures.
 
-What it gains on the embedded base: docs/performance.md.
+Whether that shortens the wait is not settled: docs/performance.md, "Time to control".
 """
 
 import math

@@ -1,0 +1,215 @@
+"""What a picture costs, and how far it is from the stock pipeline's: StableDiffusionControlNetPipeline against Bridle.
+
+In: a case. Out: a table, and JSON where a path is given. Same weights, scheduler, steps, noise and bfloat16.
+The kinds take turns in one process on one thread, so that whatever else the machine does slows all of them alike; a
+speed is the median over rounds of the ratio of CPU seconds. What is done once per shape and machine (choosing kernels)
+is left out. Packing weights, done once per call of `generate`, is left out of the cases sd15, which time the steps of
+a pipeline, and is part of the cases of the embedded base, which time `generate` from prompt to pixels.
+
+    python benchmarks/sampling.py embedded --batch 8 --json sampling.json
+    python benchmarks/sampling.py sd15-256                       # random weights; 9 GB of memory
+    python benchmarks/sampling.py sd15-512 --rounds 3 --steps 4
+"""
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from diffusers import (
+    ControlNetModel,
+    DDIMScheduler,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+from bridle.atomic import write_text
+from bridle.base.load import load_base
+from bridle.control.attach import attach
+from bridle.control.control import Control
+from bridle.sample.hasten import hasten
+from bridle.sample.recall import SPEEDS, recalled
+from bridle.sample.sampler import generate
+from bridle.sample.settings import SampleSettings, Speed
+
+BF16 = torch.bfloat16
+Draw = Callable[[int], Tensor]  # steps to what was drawn
+STOCK = "stock"
+
+
+@dataclass
+class Costs:
+    """Of one kind: seconds of each round, and the relative distance of its result to the stock pipeline's."""
+
+    cpu_s: list[float] = field(default_factory=list)
+    wall_s: list[float] = field(default_factory=list)
+    deviation: float = 0.0
+
+
+def wake(control: Control) -> Control:
+    """Random weights for the zero convolutions, so that the control counts."""
+    for layer in control.zero_layers:
+        for parameter in layer.parameters():
+            nn.init.normal_(parameter, std=0.01)
+    return control
+
+
+def stock_control(control: Control) -> Any:
+    """The same control as diffusers' class, with weights of its own."""
+    model: Any = ControlNetModel.from_config(control.config)
+    model.load_state_dict({name: tensor.clone() for name, tensor in control.state_dict().items()})
+    return model.to(BF16).eval()
+
+
+# --- Stable Diffusion 1.5's size: the steps of a pipeline
+
+
+def sd15_kinds(size_px: int, around: ExitStack) -> dict[str, Draw]:
+    """Latents to latents, one picture, guidance 7.5, random weights. What Bridle packs it packs here, once."""
+    torch.manual_seed(0)
+    torch.set_default_dtype(BF16)
+    unet: Any = UNet2DConditionModel(sample_size=size_px // 8, cross_attention_dim=768)
+    torch.set_default_dtype(torch.float32)
+    unet.requires_grad_(False).eval()
+    control = wake(Control.from_base(unet)).requires_grad_(False).eval()
+    nothing: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
+    parts = nothing | {"requires_safety_checker": False}
+    stock: Any = StableDiffusionControlNetPipeline(
+        unet=copy.deepcopy(unet), controlnet=stock_control(control), scheduler=ddim(), **parts
+    )
+    ours: Any = StableDiffusionPipeline(unet=unet, scheduler=ddim(), **parts)
+    hint, latents = torch.rand(1, 3, size_px, size_px), torch.randn(1, 4, size_px // 8, size_px // 8).to(BF16)
+    text, no_text = torch.randn(2, 1, 77, 768).to(BF16)
+    for pipeline in (stock, ours):
+        pipeline.set_progress_bar_config(disable=True)
+    told = {"prompt_embeds": text, "negative_prompt_embeds": no_text, "guidance_scale": 7.5, "output_type": "latent"}
+    told |= {"height": size_px, "width": size_px}
+
+    def by_stock(steps: int) -> Tensor:
+        return stock(**told, image=hint, latents=latents.clone(), num_inference_steps=steps).images
+
+    def by_ours(steps: int, speed: str | None) -> Tensor:
+        with ExitStack() as inside:
+            rig = inside.enter_context(attach(ours, it=control))
+            rig["it"].set(hint=hint)
+            if speed in SPEEDS:
+                inside.enter_context(recalled(ours, rig, SPEEDS[speed]))
+            return ours(**told, latents=latents.clone(), num_inference_steps=steps).images
+
+    around.enter_context(hasten(ours, control))
+    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+
+
+def ddim() -> Any:
+    return DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
+
+
+# --- the embedded base: from prompt to pixels
+
+
+def embedded_kinds(batch: int) -> dict[str, Draw]:
+    """Pictures of 128 px. Its own weights, and a control with random zero convolutions."""
+    torch.manual_seed(0)
+    base = load_base()
+    control = wake(Control.from_base(base.pipeline)).requires_grad_(False).eval()
+    hints = [
+        np.kron(np.random.default_rng(seed).integers(0, 2, (16, 16, 3)), np.ones((8, 8, 1))) for seed in range(batch)
+    ]
+    drawn = [(hint * 255).astype(np.uint8) for hint in hints]
+    prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
+    parts = {name: copy.deepcopy(part) for name, part in base.pipeline.components.items()}
+    stock: Any = StableDiffusionControlNetPipeline(
+        **parts, controlnet=stock_control(control), requires_safety_checker=False
+    )
+    stock.to(BF16)
+    stock.set_progress_bar_config(disable=True)
+    size = {"height": base.size_px, "width": base.size_px}
+
+    def by_stock(steps: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = [Image.fromarray(hint) for hint in drawn]
+        told = {"prompt": prompts, "image": images, "generator": generators, "guidance_scale": 4.0, **size}
+        return torch.from_numpy(stock(**told, num_inference_steps=steps, output_type="np").images) * 255
+
+    def by_ours(steps: int, speed: str) -> Tensor:
+        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision="bf16", speed=cast(Speed, speed))
+        return torch.from_numpy(np.stack(generate(base, control, drawn, prompts, seeds, how))).float()
+
+    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+
+
+# --- what is measured
+
+
+def measure(kinds: dict[str, Draw], rounds: int, steps: int) -> dict[str, Costs]:
+    costs = {name: Costs() for name in kinds}
+    reference = kinds[STOCK](steps).float()
+    for name, draw in kinds.items():  # the first call also chooses kernels and fills caches
+        costs[name].deviation = float((draw(steps).float() - reference).norm() / reference.norm())
+        print(f"{name}: deviation {costs[name].deviation:.4f}", flush=True)
+    for turn in range(rounds):
+        for name in kinds if turn % 2 == 0 else reversed(kinds):
+            started_s, cpu_s = time.perf_counter(), time.process_time()
+            kinds[name](steps)
+            costs[name].cpu_s.append(time.process_time() - cpu_s)
+            costs[name].wall_s.append(time.perf_counter() - started_s)
+            print(f"round {turn + 1}, {name}: {costs[name].cpu_s[-1]:.2f} s", flush=True)
+    return costs
+
+
+def gains(costs: dict[str, Costs], what: str) -> dict[str, list[float]]:
+    """How many times faster than the stock pipeline in each round."""
+    standard = getattr(costs[STOCK], what)
+    return {name: [a / b for a, b in zip(standard, getattr(cost, what), strict=True)] for name, cost in costs.items()}
+
+
+def show(costs: dict[str, Costs], steps: int) -> None:
+    by_cpu, by_wall = gains(costs, "cpu_s"), gains(costs, "wall_s")
+    print(f"{'':10}{'CPU s a step':>14}{'wall s a step':>15}{'deviation':>11}   speed by CPU (range), by wall")
+    for name, cost in costs.items():
+        cpu, wall, ratios = statistics.median(cost.cpu_s), statistics.median(cost.wall_s), by_cpu[name]
+        print(
+            f"{name:10}{cpu / steps:14.3f}{wall / steps:15.3f}{cost.deviation:11.4f}   {statistics.median(ratios):.2f}x"
+            f" ({min(ratios):.2f}-{max(ratios):.2f}), {statistics.median(by_wall[name]):.2f}x"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("case", choices=["embedded", "sd15-256", "sd15-512"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--batch", type=int, default=1, help="pictures at once, of the embedded base")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    with ExitStack() as around, torch.no_grad():
+        if options.case == "embedded":
+            kinds = embedded_kinds(options.batch)
+        else:
+            kinds = sd15_kinds(int(options.case.removeprefix("sd15-")), around)
+        costs = measure(kinds, options.rounds, options.steps)
+    show(costs, options.steps)
+    if options.json:
+        facts = {name: getattr(options, name) for name in ("case", "rounds", "steps", "batch")}
+        speeds = {"cpu": gains(costs, "cpu_s"), "wall": gains(costs, "wall_s")}
+        table = {name: asdict(cost) for name, cost in costs.items()}
+        facts |= {"torch": torch.__version__, "threads": 1, "speed": speeds, "costs": table}
+        write_text(options.json, json.dumps(facts, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,40 @@
+"""The same pictures in less time: all that a U-Net and its controls need not compute, or can compute faster."""
+
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+
+from bridle.control.control import denoiser_of
+from bridle.kernels.quicken import quicken
+from bridle.sample.pack import pack
+from bridle.sample.text_once import keep_text
+from bridle.sample.twins import share_halves
+
+
+@contextmanager
+def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
+    """Sample faster inside the `with` block; what differs is the order of sums alone.
+
+    Weights are packed, keys and values of the text kept, and what both halves of guidance have in common is computed
+    once. Weights may change meanwhile, as `attach` changes them for a control of an unlocked base.
+
+    Args:
+        pipeline: any of diffusers'; only those with a U-Net are hastened.
+        controls: those that are, or will be, attached to it.
+    """
+    denoiser, vae = denoiser_of(pipeline), getattr(pipeline, "vae", None)
+    with ExitStack() as around:
+        if is_unet(denoiser):
+            models = [denoiser, *controls]
+            drawing = [*models, *([] if vae is None else [vae])]
+            around.callback(pack(*drawing))
+            around.callback(quicken(*drawing))
+            around.callback(keep_text(*models))
+            around.callback(share_halves(*models))
+        yield
+
+
+def is_unet(denoiser: Any) -> bool:
+    return type(denoiser).__name__ in ("UNet2DConditionModel", "UNet2DModel")
