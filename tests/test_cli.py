@@ -1,5 +1,6 @@
 """The command line: help that explains, errors in one line, and JSON alone on stdout where it is asked for."""
 
+import gc
 import json
 import re
 import shlex
@@ -18,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bridle import __version__
-from bridle.cli import app, main
+from bridle.cli import app, main, uncollected
 from bridle.data.scenes import read_facts
 from bridle.errors import BridleError, SampleError
 from bridle.run.start import Result
@@ -79,6 +80,23 @@ def test_help_of_every_verb_answers_without_loading_torch() -> None:
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
     assert result.stdout.strip() == "[]"
+
+
+def test_training_starts_without_what_draws_its_plots() -> None:
+    script = (
+        "import sys, bridle.run.training; print(sorted({'matplotlib', 'bridle.run.evaluating'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.strip() == "[]"
+
+
+def test_garbage_is_looked_for_again_once_a_verb_has_imported_what_it_needs() -> None:
+    with uncollected():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    with pytest.raises(ImportError), uncollected():
+        raise ImportError
+    assert gc.isenabled()
 
 
 def test_the_version_is_printed(call: Call) -> None:

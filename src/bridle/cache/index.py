@@ -14,7 +14,7 @@ INDEX = "index.json"
 _VERSION = 1
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)  # slots: there may be millions
 class Row:
     """One sample of a shard of pairs.
 

@@ -1,24 +1,24 @@
-"""Reading a cache: a folder in, batches out. Tensors are mapped, not loaded: a data set may be larger than memory."""
+"""Reading a cache: a folder in, batches out. Only what a batch holds is read: a data set may be larger than memory."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bridle.cache.fingerprint import hash_fingerprint
-from bridle.cache.index import Index, Row, damaged, read_index
-from bridle.control.text import Text, join_texts
+from bridle.cache.index import Index, Shard, damaged, read_index
+from bridle.cache.rows import RowFile, read_rows
+from bridle.control.text import Text
 from bridle.data.example import HELD_OUT, TRAIN, Quarantined
 from bridle.errors import CacheError
 
-_OPEN_SHARDS = 64  # mapped at once; each is a file handle
+_OPEN_SHARDS = 128  # each is a file handle, of which some systems allow a process no more than 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +59,11 @@ class Cache:
     def __init__(self, folder: Path, index: Index) -> None:
         self.folder = folder
         self._index = index
-        self._places = {row.id: (shard.name, at, row) for shard in index.pairs for at, row in enumerate(shard.rows)}
+        ids = (row.id for shard in index.pairs for row in shard.rows)
+        self._places = {id: place for place, id in enumerate(ids)}  # numbers: a tuple per pair would be as large again
+        self._pair_ends = list(accumulate(len(shard.rows) for shard in index.pairs))
         self._text_ends = list(accumulate(shard.length for shard in index.text))
-        self._map = lru_cache(_OPEN_SHARDS)(self._map_shard)
+        self._open = lru_cache(_OPEN_SHARDS)(partial(_open_shard, folder))
 
     @classmethod
     def open(cls, folder: Path) -> "Cache":
@@ -69,7 +71,7 @@ class Cache:
         return cls(folder, read_index(folder))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Another process opens the files itself: what is mapped here cannot travel."""
+        """Another process opens the files itself: open ones cannot travel."""
         return Cache.open, (self.folder,)
 
     @property
@@ -107,12 +109,13 @@ class Cache:
 
         Raises: CacheError: an id is unknown, or a shard is damaged.
         """
-        places = [self._find(id) for id in ids]
-        rows, hint = [row for _, _, row in places], self._read_pairs("hint", places)
+        found = [self._find(id) for id in ids]
+        places, rows = [(shard.name, at) for shard, at in found], [shard.rows[at] for shard, at in found]
+        hint = self._read("hint", places)
         return CachedBatch(
-            mean=self._read_pairs("mean", places),
-            std=self._read_pairs("std", places),
-            hint=hint.float() / 255 if hint.dtype == torch.uint8 else hint,
+            mean=self._read("mean", places),
+            std=self._read("std", places),
+            hint=hint.float().div_(255) if hint.dtype == torch.uint8 else hint,
             captions=tuple(self._index.captions[row.caption] for row in rows),
             text=self._read_text([row.caption for row in rows]),
         )
@@ -130,39 +133,41 @@ class Cache:
     def _list_ids(self, split: str) -> tuple[str, ...]:
         return tuple(row.id for shard in self._index.pairs for row in shard.rows if row.split == split)
 
-    def _find(self, id: str) -> tuple[str, int, Row]:
+    def _find(self, id: str) -> tuple[Shard, int]:
+        """The shard of a sample, and its row there."""
         try:
-            return self._places[id]
+            place = self._places[id]
         except KeyError:
             raise CacheError(
                 f"sample {id!r} is not in cache {self.folder}; expected an id such as {next(iter(self._places))!r}"
             ) from None
-
-    def _read_pairs(self, key: str, places: Sequence[tuple[str, int, Row]]) -> Tensor:
-        return torch.cat([self._read(name, key, at) for name, at, _ in places])
+        number, at = _locate(self._pair_ends, place)
+        return self._index.pairs[number], at
 
     def _read_text(self, captions: Sequence[int]) -> Text:
-        parts = []
-        for row in captions:
-            shard = bisect_right(self._text_ends, row)
-            start = self._text_ends[shard - 1] if shard else 0
-            name, at = self._index.text[shard].name, row - start
-            parts.append(Text(**{key: self._read(name, key, at) for key in self._keys(name)}))
-        return join_texts(parts)
+        found = [_locate(self._text_ends, caption) for caption in captions]
+        places = [(self._index.text[number].name, at) for number, at in found]
+        return Text(**{key: self._read(key, places) for key in self._open(places[0][0]).columns})
 
-    def _keys(self, name: str) -> list[str]:
+    def _read(self, key: str, places: Sequence[tuple[str, int]]) -> Tensor:
+        """Rows of shards, [B, ...]. Raises: CacheError: a shard is damaged."""
+        files = [(self._open(name), at) for name, at in places]
         try:
-            return list(self._map(name).keys())
-        except (SafetensorError, OSError) as error:
-            raise damaged(self.folder, f"{name}: {error}") from None
+            return read_rows(files, key)
+        except (ValueError, OSError) as error:
+            names = ", ".join(sorted({name for name, _ in places}))
+            raise damaged(self.folder, f"{names}: {error}") from None
 
-    def _read(self, name: str, key: str, at: int) -> Tensor:
-        """One row, [1, ...]."""
-        try:
-            row: Tensor = self._map(name).get_slice(key)[at : at + 1]
-        except (SafetensorError, OSError) as error:
-            raise damaged(self.folder, f"{name}: {error}") from None
-        return row
 
-    def _map_shard(self, name: str) -> Any:
-        return safe_open(self.folder / name, framework="pt")
+def _locate(ends: Sequence[int], place: int) -> tuple[int, int]:
+    """Of rows that are counted through all shards: which shard, and which of its rows. Args: ends: of the shards."""
+    number = bisect_right(ends, place)
+    return number, place - (ends[number - 1] if number else 0)
+
+
+def _open_shard(folder: Path, name: str) -> RowFile:
+    """Raises: CacheError: it cannot be read, or is damaged."""
+    try:
+        return RowFile(folder / name)
+    except (ValueError, OSError) as error:
+        raise damaged(folder, f"{name}: {error}") from None
