@@ -6,12 +6,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 # The tests' models are tiny: on several threads they take longer, and on a busy machine many times as long.
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-.PHONY: help demo test test-slow format clean
+.PHONY: help demo test test-slow bench format clean
 
 help:
 	@echo "make demo       install Bridle into .venv and show it working"
 	@echo "make test       install it with its checks and run them: lint, format, types, tests"
 	@echo "make test-slow  the tests that take minutes or need the package index"
+	@echo "make bench      measure speed against diffusers; 16 GB of memory, half an hour; docs/performance.md"
 	@echo "make format     put the code into its form"
 	@echo "make clean      remove what checks and builds left behind; .venv stays"
 
@@ -27,6 +28,16 @@ test: .venv/.installed-dev
 test-slow: .venv/.installed-dev
 	@$(BIN)/python -c "import ray" 2>/dev/null || { $(INSTALL) ".[dev,cluster]" "Ray"; }
 	$(PYTEST) -m slow
+
+# One thread, and sides that take turns: on a shared machine ratios mean something, seconds do not.
+bench: .venv/.installed-dev
+	mkdir -p work/bench
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --no-encode --json work/bench/step-embedded.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size sd15 --latents 32 --json work/bench/step-sd15.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --json work/bench/sampling-embedded.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py sd15-256 --steps 10 --rounds 2 --json work/bench/sampling-sd15.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --json work/bench/growth.json --plot work/bench/growth.png
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/start.py --rounds 9 --json work/bench/start.json
 
 format: .venv/.installed-dev
 	$(BIN)/ruff check --fix .
