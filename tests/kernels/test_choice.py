@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from bridle.kernels import choice
 
@@ -94,3 +95,16 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert choice.pick(("a", 1), Ways()) == "fast"
+
+
+def test_two_processes_that_measure_at_once_agree(fresh: Path) -> None:
+    """Or a run would round otherwise once it goes on in the other one."""
+
+    def others_write_first() -> dict[str, choice.Way]:
+        fresh.parent.mkdir(parents=True, exist_ok=True)
+        key = repr(("a", 1, torch.get_num_threads()))
+        fresh.write_text(json.dumps({choice._machine(): {key: "slow"}}))
+        return Ways()()
+
+    choice._kept()
+    assert choice.pick(("a", 1), others_write_first) == "slow"

@@ -36,9 +36,8 @@ def pick(shape: tuple[Any, ...], make_ways: Callable[[], Mapping[str, Way]]) -> 
     name = CHOSEN.get(key)
     if name is None:
         ways = make_ways()
-        name = _known_on_disk(key, ways) or _measure(ways)
-        CHOSEN[key] = name
-        _keep(key, name)
+        name = _kept().get(repr(key), "")
+        CHOSEN[key] = name = name if name in ways else _settle(repr(key), _measure(ways), ways)
     return name
 
 
@@ -94,18 +93,14 @@ def _kept() -> dict[str, str]:
     return kept if isinstance(kept, dict) else {}
 
 
-def _known_on_disk(key: tuple[Any, ...], ways: Mapping[str, Way]) -> str | None:
-    name = _kept().get(repr(key))
-    return name if name in ways else None
-
-
-def _keep(key: tuple[Any, ...], name: str) -> None:
-    if _kept().get(repr(key)) == name:
-        return
-    _kept()[repr(key)] = name
+def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
+    """Write down what was measured, unless another process has been first meanwhile: its choice then is this one's."""
     kept = _read()
     mine = kept.get(_machine())
-    # Another process may have been first: what it wrote stands, and this one's choice is for this process alone.
-    kept[_machine()] = {repr(key): name} | (mine if isinstance(mine, dict) else {})
+    mine = dict(mine) if isinstance(mine, dict) else {}
+    if mine.get(key) in ways:
+        return mine[key]
+    mine[key] = measured
     with suppress(OSError):  # a home that cannot be written: every process measures for itself
-        write_text(_file(), json.dumps(kept, indent=1, sort_keys=True))
+        write_text(_file(), json.dumps(kept | {_machine(): mine}, indent=1, sort_keys=True))
+    return measured
