@@ -186,3 +186,21 @@ def test_attention_with_a_mask_is_left_to_diffusers(pair: Pair) -> None:
         choose_attention(pair[0])
         assert torch.equal(attention(hidden, text, attention_mask=mask), expected)
         assert not torch.equal(attention(hidden, text), expected)
+
+
+def test_the_last_one_decides_which_channels_get_a_gradient_until_it_is_undone() -> None:
+    conv = nn.Conv2d(8, 8, 3, padding=1).requires_grad_(False)
+    hidden = torch.randn(1, 8, 4, 4).bfloat16().requires_grad_()
+
+    def reached() -> int:
+        (gradient,) = torch.autograd.grad(conv(hidden).float().sum(), hidden)
+        return int(gradient.flatten(2).any(2).sum())
+
+    model = nn.Sequential(conv)
+    end_first = quicken(model, channels={conv: 3})
+    end_second = quicken(model)
+    assert reached() == 8
+    end_second()
+    assert reached() == 3
+    end_first()
+    assert "forward" not in vars(conv)

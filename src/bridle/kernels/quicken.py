@@ -22,18 +22,22 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None)
 
     Returns: what makes the models as they were; calling it twice does no harm.
     """
-    limits, touched = channels or {}, []
+    limits = channels or {}
+    touched: list[tuple[nn.Module, Any]] = []
     for model in models:
         for module in model.modules():
-            stand_in = stand_in_for(module, limits)
-            if stand_in is not None and "forward" not in vars(module):
+            stand_in, before = stand_in_for(module, limits), vars(module).get("forward")
+            if stand_in is not None and (before is None or getattr(before, "func", None) is choose):
                 vars(module)["forward"] = partial(choose, module, stand_in)
-                touched.append(module)
+                touched.append((module, before))
 
     def undo() -> None:
-        for module in touched:
+        for module, before in touched:
             vars(module).pop("forward", None)
-            vars(module).pop("_bridle_working", None)
+            if before is None:
+                vars(module).pop("_bridle_working", None)
+            else:
+                vars(module)["forward"] = before
         touched.clear()
 
     return undo

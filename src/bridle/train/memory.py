@@ -20,16 +20,16 @@ LARGE_BYTES = 2**20
 OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)")
 
 
-def set_gradient_checkpointing(control: nn.Module, denoiser: nn.Module) -> None:
-    """Keep only the inputs of the blocks of both and compute the rest again on the way back: same gradients, more time.
+def set_gradient_checkpointing(*models: nn.Module, on: bool = True) -> None:
+    """Keep only the inputs of the blocks of all and compute the rest again on the way back: same gradients, more time.
 
     diffusers' blocks do it wherever gradients are recorded, so the locked encoder and sampling are not slowed down.
     """
-    modules: list[Any] = [*control.modules(), *denoiser.modules()]
+    modules: list[Any] = [module for model in models for module in model.modules()]
     for module in modules:
         if hasattr(module, "gradient_checkpointing"):
             module._gradient_checkpointing_func = recompute
-            module.gradient_checkpointing = True
+            module.gradient_checkpointing = on
 
 
 def recompute(module: nn.Module, *inputs: Any) -> Any:

@@ -197,10 +197,11 @@ class Trainer:
         self.joined = {part: self.joined.get(part, step) for part in PARTS[self.phase]}
         self.control.links = self.average.links = "middle" if self.phase == "middle" else "all"
         self.control.requires_grad_(False)
+        self.denoiser.requires_grad_(False)
         for part in self._parts().values():
             for parameter in part.values():
                 parameter.requires_grad_(True)
-        self.close()
+        self.undo()
         if isinstance(self.control, UNetControl):
             self.undo = self._speed_up()
         self.model = wrap(self.inner, self.world, self.machine.parallel)
@@ -217,7 +218,9 @@ class Trainer:
 
     def _speed_up(self) -> Callable[[], None]:
         """Compute the same with less. Returns: what ends that."""
-        if self.settings.precision == "bf16" and self.device.type == "cpu" and not self.sharded:
+        # Computed again for checkpointing, the kernels' results did not agree to the bit with those of the first time.
+        fast = self.settings.precision == "bf16" and self.device.type == "cpu" and not self.sharded
+        if fast and not self.machine.gradient_checkpointing:
             with ExitStack() as undo:
                 middle = self.phase == "middle"
                 limits = dict(channels_from_below(self.denoiser)) if middle else {}
@@ -232,6 +235,8 @@ class Trainer:
     def close(self) -> None:
         """Leave the base without what training put into it."""
         self.undo()
+        if self.machine.gradient_checkpointing:
+            set_gradient_checkpointing(self.denoiser, on=False)
 
     def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
         return trained_parts(self.inner, self.phase, unlocks(self.settings))
