@@ -19,22 +19,6 @@ from bridle.sample.twins import share_halves
 BF16 = torch.bfloat16
 
 
-@pytest.fixture(autouse=True)
-def own_choices(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Which kernel is the fastest is kept in the user's cache folder; tests have one of their own."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
-@pytest.fixture
-def pipeline() -> Any:
-    return tiny.make_pipeline()
-
-
-@pytest.fixture
-def control(pipeline: Any) -> Control:
-    return tiny.wake(Control.from_base(pipeline))
-
-
 def draw(pipeline: Any, control: Control, guidance: float = 4.0, pictures: int = 1) -> Tensor:
     hint = torch.rand(pictures, 3, tiny.SIZE_PX, tiny.SIZE_PX, generator=torch.Generator().manual_seed(0))
     with attach(pipeline, it=control) as rig, torch.no_grad():

@@ -14,16 +14,6 @@ from bridle.sample.recall import recalled
 STEPS = 6
 
 
-@pytest.fixture
-def pipeline() -> Any:
-    return tiny.make_pipeline()
-
-
-@pytest.fixture
-def control(pipeline: Any) -> Control:
-    return tiny.wake(Control.from_base(pipeline))
-
-
 class Counts:
     """How often each was computed."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bridle.kernels.choice import pick
+from bridle.kernels.working import computes_bf16
 
 KEPT = 2**24  # probabilities beyond which keeping them is not even tried
 
@@ -46,8 +47,7 @@ class Attend:
         self, attn: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         masked = any(value is not None for value in (*args, *kwargs.values()))
-        wanted = hidden.dtype is torch.bfloat16 or torch.is_autocast_enabled("cpu")
-        if masked or hidden.ndim != 3 or hidden.device.type != "cpu" or not wanted:
+        if masked or hidden.ndim != 3 or not computes_bf16(hidden):
             given: Tensor = self.before(attn, hidden, encoder_hidden_states, *args, **kwargs)
             return given
         text = hidden if encoder_hidden_states is None else encoder_hidden_states

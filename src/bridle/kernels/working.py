@@ -67,6 +67,11 @@ def cast(module: nn.Module, name: str, *, forward: bool = False) -> Any:
     return working(module, name).get(parameter, "cast", identity, afresh=forward and parameter.requires_grad)
 
 
+def computes_bf16(hidden: Tensor) -> bool:
+    """Whether what is computed from these features is computed in bfloat16 on a CPU: by their type, or by autocast."""
+    return hidden.device.type == "cpu" and (hidden.dtype is BF16 or torch.is_autocast_enabled("cpu"))
+
+
 def identity(weight: Tensor) -> Tensor:
     return weight
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from bridle.kernels.choice import pick
-from bridle.kernels.conv import LAST, fits, gather, gathers, rows, spread
+from bridle.kernels.conv import LAST, fits, flat, gather, gathers, rows, spread
 from bridle.kernels.conv import Spec as ConvSpec
-from bridle.kernels.working import BF16, cast, working
-from bridle.sample.stand_in import Forward, Undo, stand_in
+from bridle.kernels.stand_in import Forward, Undo, stand_in
+from bridle.kernels.working import BF16, cast, computes_bf16, working
 
 NO_EPILOGUE = ("none", [], "")  # oneDNN could also apply an activation
 
@@ -52,8 +52,7 @@ def choose(multiply: Callable[[Tensor], Tensor], module: nn.Module, plain: Forwa
     """Either way of computing a module's output."""
 
     def forward(hidden: Tensor, *others: Any) -> Any:
-        wanted = hidden.dtype is BF16 or torch.is_autocast_enabled("cpu")
-        if wanted and hidden.device.type == "cpu" and not torch.is_grad_enabled():
+        if computes_bf16(hidden) and not torch.is_grad_enabled():
             return multiply(hidden)
         return plain(hidden, *others)
 
@@ -62,9 +61,9 @@ def choose(multiply: Callable[[Tensor], Tensor], module: nn.Module, plain: Forwa
 
 def project(linear: nn.Linear, hidden: Tensor) -> Tensor:
     """[..., C] to [..., D], bfloat16."""
-    flat = hidden.to(BF16).reshape(-1, linear.in_features)
-    weight = working(linear, "weight").get(linear.weight, "packed", lambda weight: pack_rows(weight, len(flat)))
-    return multiply_rows(flat, weight, cast(linear, "bias")).view(*hidden.shape[:-1], linear.out_features)
+    given = hidden.to(BF16).reshape(-1, linear.in_features)
+    weight = working(linear, "weight").get(linear.weight, "packed", lambda weight: pack_rows(weight, len(given)))
+    return multiply_rows(given, weight, cast(linear, "bias")).view(*hidden.shape[:-1], linear.out_features)
 
 
 def convolve(spec: ConvSpec, hidden: Tensor) -> Tensor:
@@ -117,9 +116,9 @@ WAYS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor]]] = {
 }
 
 
-def multiply_rows(flat: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def multiply_rows(given: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """[N, C] to [N, D]."""
-    found: Tensor = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, *NO_EPILOGUE)
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(given, weight, bias, *NO_EPILOGUE)
     return found
 
 
@@ -138,15 +137,11 @@ def available() -> bool:
     hidden = torch.ones(1, 32, 4, 4, dtype=BF16).contiguous(memory_format=LAST)
     try:
         with torch.no_grad():
-            flat = rows_of(hidden)
-            near = torch.allclose(project(linear, flat), linear(flat), atol=0.05)
+            pixels = flat(hidden)
+            near = torch.allclose(project(linear, pixels), linear(pixels), atol=0.05)
             for way, form in WAYS.values():
                 spec = ConvSpec(conv)
                 near &= torch.allclose(way(hidden, form(conv.weight, spec, hidden), spec), conv(hidden), atol=0.05)
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False
     return near
-
-
-def rows_of(hidden: Tensor) -> Tensor:
-    return hidden.permute(0, 2, 3, 1).flatten(0, 2)

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from bridle.control.attach import Rig
 from bridle.control.control import denoiser_of, read_call
 from bridle.control.progress import Progress
+from bridle.kernels.stand_in import Forward, stand_in
 from bridle.sample.hasten import is_unet
-from bridle.sample.stand_in import Forward, stand_in
 
 # By the name in the settings: of so many steps all but the first are held.
 SPEEDS = {"fast": 2, "draft": 5}

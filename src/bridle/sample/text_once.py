@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridle.sample.stand_in import Forward, Undo, stand_in
+from bridle.kernels.stand_in import Forward, Undo, stand_in
 
 
 def keep_text(*models: nn.Module) -> Undo:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridle.sample.stand_in import Forward, Undo, stand_in
+from bridle.kernels.stand_in import Forward, Undo, stand_in
 
 KNOWN = ("DownBlock2D", "CrossAttnDownBlock2D")  # what else an encoder may consist of is not looked into
 PLAIN = ("AttnProcessor", "AttnProcessor2_0", "Attend")  # each row for itself; perturbed attention is not

@@ -10,7 +10,6 @@ Whether that shortens the wait is not settled: docs/performance.md, "Time to con
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +24,8 @@ LR = 2e-3
 OWN_ORDER = 2**31  # added to the seed: another order of pairs than training's
 
 
-def start_hint_encoder(
-    control: UNetControl, cache: Cache, settings: TrainSettings, check: Callable[[], None] = lambda: None
-) -> float:
+def start_hint_encoder(control: UNetControl, cache: Cache, settings: TrainSettings) -> float:
     """Teach an untrained control's hint encoder, in place; the control's output stays what it is.
-
-    Args:
-        check: called before every step; may raise.
 
     Returns: the error in the end, as a share of what there is to predict: 1 is a guess at nothing.
     """
@@ -41,7 +35,6 @@ def start_hint_encoder(
     precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
     errors, steps = [], min(settings.steps, math.ceil(PAIRS / settings.batch))
     for step in range(steps):
-        check()
         ids = ids_of_step(cache.train_ids, step, settings.batch, settings.seed + OWN_ORDER)
         pairs = cache.batch(ids)
         with torch.autocast(control.device.type, precision, enabled=precision is torch.bfloat16):
