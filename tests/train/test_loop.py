@@ -11,7 +11,7 @@ from bridle.cache.store import Cache
 from bridle.errors import TrainError
 from bridle.train import loop, watch
 from bridle.train.log import RunLog, read_rows
-from bridle.train.settings import ProbeSettings
+from bridle.train.settings import MachineSettings, ProbeSettings
 
 
 def same(left: Any, right: Any) -> bool:
@@ -202,6 +202,24 @@ def test_the_learning_rate_rises_once_and_then_stays(new_run: Any) -> None:
     run.start()
     rates = [row["lr"] for row in read_rows(run.folder / "metrics.jsonl")]
     assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 1e-3])
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_base_is_left_as_it_was_found(new_run: Any, wide_cache: Cache, precision: str, checkpointing: bool) -> None:
+    run = new_run("run", precision=precision, steps=1)
+    run.cache = wide_cache
+
+    def found() -> list[Any]:
+        """Of each module all but its weights' values: where another run on the same base would compute otherwise."""
+        entries = ("forward", "processor", "gradient_checkpointing", "_forward_pre_hooks")
+        modules = list(run.base.denoiser.modules())
+        placed = [[repr(vars(module).get(entry)) for entry in entries] for module in modules]
+        return [placed, [weight.stride() for weight in run.base.denoiser.parameters()]]
+
+    before = found()
+    run.start(machine=MachineSettings(gradient_checkpointing=checkpointing))
+    assert found() == before
 
 
 def test_the_learning_rate_falls_over_the_last_steps_where_asked(new_run: Any) -> None:

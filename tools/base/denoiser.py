@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bridle.base.schedule import read_schedule
+from bridle.train.memory import keep_freed_memory
 from bridle.train.objective import loss_weights
 
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
@@ -183,6 +184,7 @@ def train(args: argparse.Namespace) -> None:
     if device.type == "cpu":
         # The backward pass of flash attention is 41% of the step on CPU; plain products are faster at this size.
         model["unet"].set_attn_processor(AttnProcessor())
+        keep_freed_memory()
     saved = state.load(args.out / "denoiser.pt")
     if saved is None and args.start is not None:
         begin_from(args.start, model, tokenizer)

@@ -135,7 +135,8 @@ def main(args: argparse.Namespace) -> None:
     vae = AutoencoderKL.from_pretrained(args.vae).to(device).eval()
     shown = [*emoji_views(args.pictures), *(pair for pack in args.scenes for pair in scene_views(pack))]
     print(f"{len(shown)} views", flush=True)
-    normalise(vae, as_pixels([image for image, _ in shown[:: max(1, len(shown) // 1000)]]).to(device))
+    if not args.normalised:
+        normalise(vae, as_pixels([image for image, _ in shown[:: max(1, len(shown) // 1000)]]).to(device))
     vae.save_pretrained(args.out / "vae")
 
     means, deviations = [], []
@@ -159,5 +160,6 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--scenes", type=Path, nargs="*", default=[], help="pictures.zip of packed scenes")
     parser.add_argument("--vae", type=Path, default=Path("work/base/vae"))
+    parser.add_argument("--normalised", action="store_true", help="its latents are already: only more pictures join")
     parser.add_argument("--out", type=Path, default=Path("work/base/frozen"))
     main(parser.parse_args())

@@ -5,6 +5,7 @@ rate of matrix products. Where one side is short (captions, small latents), keep
 Computing them again in the backward pass, a block of queries at a time, was tried and was slower than either.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bridle.kernels.choice import pick
+from bridle.kernels.stand_in import Undo
 from bridle.kernels.working import computes_bf16
 
 KEPT = 2**24  # probabilities beyond which keeping them is not even tried
@@ -28,13 +30,27 @@ def fits(attention: nn.Module) -> bool:
     return plain and not attention.residual_connection and not upcast
 
 
-def choose_attention(*models: nn.Module) -> None:
-    """Have all attention in the models, where it is diffusers' plain one, computed by the fastest way."""
-    for model in models:
-        for module in model.modules():
-            if fits(module):
-                attention: Any = module
-                attention.set_processor(Attend(attention.processor))
+def choose_attention(*models: nn.Module) -> Undo:
+    """Have all attention in the models, where it is diffusers' plain one, computed by the fastest way.
+
+    Returns: what gives them their processors back.
+    """
+    return set_processors(models, lambda attention: Attend(attention.processor) if fits(attention) else None)
+
+
+def set_processors(models: Iterable[nn.Module], make: Callable[[Attention], Any]) -> Undo:
+    """Give attention another processor; where `make` has none to offer, it keeps its own. Returns: what undoes it."""
+    before = []
+    for module in [module for model in models for module in model.modules()]:
+        if isinstance(module, Attention) and (processor := make(module)) is not None:
+            before.append((module, module.processor))
+            module.set_processor(processor)
+
+    def undo() -> None:
+        for module, processor in before:
+            module.set_processor(processor)
+
+    return undo
 
 
 class Attend:

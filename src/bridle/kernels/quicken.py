@@ -5,6 +5,7 @@ from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bridle.kernels import conv, linear, norm
@@ -34,6 +35,22 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None)
                 undo.callback(vars(module).pop, "_bridle_working", None)
             undo.callback(stand_in(module, partial(partial, choose, compute)))
         return undo.pop_all().close
+
+
+def turn_weights(*models: nn.Module) -> Undo:
+    """Keep convolutions' weights in the order in which they are read, or every step would turn them around.
+
+    Only where they lie in memory changes: files and comparisons see the same weights. The modules' own code rounds
+    differently on them, though, so they are to be turned back. Returns: what does.
+    """
+    convs = [module for model in models for module in model.modules() if type(module) is nn.Conv2d]
+
+    def lay(order: torch.memory_format) -> None:
+        for module in convs:
+            module.weight.data = module.weight.data.contiguous(memory_format=order)
+
+    lay(torch.channels_last)
+    return partial(lay, torch.contiguous_format)
 
 
 def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int]) -> Callable[[Tensor], Tensor] | None:

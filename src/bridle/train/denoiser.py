@@ -2,13 +2,15 @@
 
 from typing import Any
 
-from diffusers.models.attention_processor import Attention, AttnProcessor
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from bridle.control.control import Control
 from bridle.control.text import Text
 from bridle.control.unet import UNetControl
 from bridle.errors import ConfigError, TrainError
+from bridle.kernels.attention import set_processors
+from bridle.kernels.stand_in import Undo
 from bridle.train.regime import Phase
 from bridle.train.settings import Unlock
 
@@ -79,10 +81,10 @@ def check_width(control: Control, width: int) -> None:
         raise TrainError(f"pictures are {size_px} px wide, too small for train.precision 'bf16' on a CPU: {remedy}")
 
 
-def set_plain_attention(control: Control, unet: Any) -> None:
-    """Use plain products for attention in both, where they are U-Nets; changes nothing but rounding."""
-    if not isinstance(control, UNetControl):
-        return
-    for module in (*control.modules(), *unet.modules()):
-        if isinstance(module, Attention):
-            module.set_processor(AttnProcessor())
+def set_plain_attention(control: Control, unet: Any) -> Undo:
+    """Use plain products for attention in both, where they are U-Nets; changes nothing but rounding.
+
+    Returns: what gives them their processors back.
+    """
+    models = (control, unet) if isinstance(control, UNetControl) else ()
+    return set_processors(models, lambda attention: AttnProcessor())

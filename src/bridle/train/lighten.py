@@ -38,11 +38,21 @@ def lighten_decoder(unet: Any, *, skips: bool) -> Callable[[], None]:
     assert not any("forward" in vars(conv) for conv in needed), "the decoder is lightened already"
     for conv, channels in needed.items():
         vars(conv)["forward"] = partial(convolve, conv, channels)
-    guards = [block.register_forward_pre_hook(check_skips, with_kwargs=True) for block in unet.up_blocks if not skips]
+    end_guard = (lambda: None) if skips else refuse_skips(unet)
 
     def undo() -> None:
         for conv in needed:
             vars(conv).pop("forward", None)
+        end_guard()
+
+    return undo
+
+
+def refuse_skips(unet: Any) -> Callable[[], None]:
+    """Fail where a skip connection wants gradients. Returns: what ends that."""
+    guards = [block.register_forward_pre_hook(check_skips, with_kwargs=True) for block in unet.up_blocks]
+
+    def undo() -> None:
         for guard in guards:
             guard.remove()
 

@@ -14,22 +14,22 @@ from torch.utils.checkpoint import checkpoint
 PEAK = re.compile(r"VmHWM:\s+(\d+) kB")
 AVAILABLE = re.compile(r"MemAvailable:\s+(\d+) kB")
 MEMORY, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-M_MMAP_THRESHOLD = -3  # of <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of <malloc.h>
 LARGE_BYTES = 2**20
 # PyTorch's allocator for the CPU raises a plain RuntimeError; these are its words on Linux and macOS, and on Windows.
 OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)")
 
 
-def set_gradient_checkpointing(control: nn.Module, denoiser: nn.Module) -> None:
-    """Keep only the inputs of the blocks of both and compute the rest again on the way back: same gradients, more time.
+def set_gradient_checkpointing(*models: nn.Module, on: bool = True) -> None:
+    """Keep only the inputs of the blocks of all and compute the rest again on the way back: same gradients, more time.
 
     diffusers' blocks do it wherever gradients are recorded, so the locked encoder and sampling are not slowed down.
     """
-    modules: list[Any] = [*control.modules(), *denoiser.modules()]
+    modules: list[Any] = [module for model in models for module in model.modules()]
     for module in modules:
         if hasattr(module, "gradient_checkpointing"):
             module._gradient_checkpointing_func = recompute
-            module.gradient_checkpointing = True
+            module.gradient_checkpointing = on
 
 
 def recompute(module: nn.Module, *inputs: Any) -> Any:
@@ -47,6 +47,17 @@ def return_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep what it frees for later, where the C library is GNU's.
+
+    Left alone, every large tensor is mapped anew and given back: a page fault per 4 KiB of it, each time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -6,7 +6,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
+from torch.optim.adamw import adamw
 
 from bridle.errors import ConfigError, TrainError
 
@@ -24,7 +26,7 @@ def make_optimizer(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, 
     Raises: ConfigError: the kind needs an extra that is not installed.
     """
     if kind == "adamw":
-        return AdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
+        return DenseAdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -36,6 +38,62 @@ def make_optimizer(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, 
             parameter.data = parameter.data.contiguous()
     optimizer: Optimizer = AdamW8bit([dict(group) for group in groups], weight_decay=weight_decay)
     return optimizer
+
+
+class DenseAdamW(AdamW):
+    """PyTorch's fused AdamW, which copies all that is not contiguous on the way in and out, given it as it lies.
+
+    Weights that convolve with channels last are dense, but in another order; the update asks for no order.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for at, group in enumerate(self.param_groups):
+            trained = [
+                (number, parameter) for number, parameter in enumerate(group["params"]) if parameter.grad is not None
+            ]
+            for number, parameter in trained:
+                if not self.state[parameter]:
+                    self.state[parameter] = fresh_state(self, at, number)
+            parameters = [parameter for _, parameter in trained]
+            states = [self.state[parameter] for parameter in parameters]
+            adamw(
+                [as_it_lies(parameter) for parameter in parameters],
+                [as_it_lies(parameter.grad) for parameter in parameters],
+                [as_it_lies(state["exp_avg"]) for state in states],
+                [as_it_lies(state["exp_avg_sq"]) for state in states],
+                [],
+                [state["step"] for state in states],
+                fused=True,
+                grad_scale=getattr(self, "grad_scale", None),
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
+
+
+def as_it_lies(tensor: Tensor) -> Tensor:
+    """The same memory as a contiguous tensor, where its channels are last."""
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if last else tensor
+
+
+def clip(optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float) -> float:
+    """Scale all gradients down to an L2 norm of at most `most`, for the next step. Returns: the norm before.
+
+    Where the optimiser is fused and nothing is sharded it scales them as it reads them: that saves a pass over all.
+    """
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if isinstance(optimizer, AdamW) and not isinstance(norm, DTensor):
+        vars(optimizer)["grad_scale"] = ((norm + 1e-6) / most).clamp(min=1.0)  # what gradients are divided by
+    else:
+        nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
 def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:

@@ -11,8 +11,9 @@ looked at:
 import copy
 import dataclasses
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,13 +26,15 @@ from bridle.control.control import Control
 from bridle.control.delta import take_delta
 from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
+from bridle.kernels.attention import choose_attention
+from bridle.kernels.quicken import quicken, turn_weights
 from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
-from bridle.train.lighten import lighten_decoder
-from bridle.train.memory import is_out_of_memory, return_freed_memory, set_gradient_checkpointing
+from bridle.train.lighten import channels_from_below, lighten_decoder, refuse_skips
+from bridle.train.memory import is_out_of_memory, keep_freed_memory, return_freed_memory, set_gradient_checkpointing
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
-from bridle.train.optim import make_optimizer, optimizer_state, restore_optimizer
+from bridle.train.optim import clip, make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
 from bridle.train.regime import Phase, first_phase, unlocks
 from bridle.train.settings import MachineSettings, TrainSettings
@@ -84,14 +87,21 @@ class Trainer:
         self.schedule = schedule.to(self.device)
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
+        self.lent = ExitStack()  # what gives both models back as they were
         if settings.precision == "bf16" and control.device.type == "cpu":
             check_width(control, shape[-1])
-        if control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
-            set_plain_attention(control, denoiser)
+        if control.device.type == "cpu" and settings.precision == "bf16":
+            self.lent.callback(turn_weights(control, denoiser))
+            self.lent.callback(choose_attention(control, denoiser))
+        elif control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
+            self.lent.callback(set_plain_attention(control, denoiser))
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
+            self.lent.callback(partial(set_gradient_checkpointing, denoiser, on=False))
             return_freed_memory()
+        elif control.device.type == "cpu":
+            keep_freed_memory()
         self.mine = len(share(range(settings.effective_batch), world))
         self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
         self.skipped = self.skipped_in_a_row = 0
@@ -124,7 +134,7 @@ class Trainer:
                     raise
             if losses is None:  # only here, where the exception no longer holds the activations
                 self._halve()
-        norm = full(nn.utils.clip_grad_norm_(list(self.trained.values()), self.settings.clip_norm)).item()
+        norm = clip(self.optimizer, list(self.trained.values()), self.settings.clip_norm)
         loss = mean(losses.mean(), self.world).item()
         result = StepResult(loss, norm, self._find_bad(loss, norm, rows, losses))
         if result.bad:
@@ -190,12 +200,13 @@ class Trainer:
         self.joined = {part: self.joined.get(part, step) for part in PARTS[self.phase]}
         self.control.links = self.average.links = "middle" if self.phase == "middle" else "all"
         self.control.requires_grad_(False)
+        self.denoiser.requires_grad_(False)
         for part in self._parts().values():
             for parameter in part.values():
                 parameter.requires_grad_(True)
-        self.close()
-        if self.phase != "unlocked" and isinstance(self.control, UNetControl):
-            self.undo = lighten_decoder(self.denoiser, skips=self.phase == "connected")
+        self.undo()
+        if isinstance(self.control, UNetControl):
+            self.undo = self._speed_up()
         self.model = wrap(self.inner, self.world, self.machine.parallel)
         parts = self._parts()  # again: sharding puts others in their place
         self.trained = {name: parameter for part in parts.values() for name, parameter in part.items()}
@@ -208,9 +219,26 @@ class Trainer:
         if not self.sharded:
             self._collect()
 
+    def _speed_up(self) -> Callable[[], None]:
+        """Compute the same with less. Returns: what ends that."""
+        # Computed again for checkpointing, the kernels' results did not agree to the bit with those of the first time.
+        fast = self.settings.precision == "bf16" and self.device.type == "cpu" and not self.sharded
+        if fast and not self.machine.gradient_checkpointing:
+            with ExitStack() as undo:
+                middle = self.phase == "middle"
+                limits = dict(channels_from_below(self.denoiser)) if middle else {}
+                undo.callback(quicken(self.control, self.denoiser, channels=limits))
+                if middle:
+                    undo.callback(refuse_skips(self.denoiser))
+                return undo.pop_all().close
+        if self.phase == "unlocked":
+            return lambda: None
+        return lighten_decoder(self.denoiser, skips=self.phase == "connected")
+
     def close(self) -> None:
-        """Leave the base without what training put into it."""
+        """Leave the base without what training put into it, down to how its weights lie: another run rounds alike."""
         self.undo()
+        self.lent.close()
 
     def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
         return trained_parts(self.inner, self.phase, unlocks(self.settings))
