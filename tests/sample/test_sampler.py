@@ -1,6 +1,7 @@
 """A picture is the same alone and in a batch, under every scheduler, and a request that does not add up is refused."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,43 @@ def test_several_controls_sum_each_with_its_own_hints_strength_and_region(base: 
     assert distance(alone, both[2:]) <= 1  # a batch has each picture's own hint, or the one for all
     assert distance(ask(base, {"a": one}), generate(base, control, HINTS, PROMPTS, SEEDS, SampleSettings(steps=4))) <= 1
     assert distance(ask(base, {"a": one, "b": two}, scale=0.0), ask(base, {})) == 0
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+@pytest.mark.parametrize("half", ["both", "conditional"])
+def test_requests_with_controls_of_their_own_share_a_batch(base: Base, control: Control, batch: int, half: Any) -> None:
+    other = tiny.wake(Control.from_base(base.pipeline), seed=30)
+    weak = Strength(scale=0.5, half=half)
+    mixed = {
+        "a": Steering(control=control, hints=[HINTS[0], HINTS[2]], pictures=[0, 2]),
+        "b": Steering(control=other, hints=[HINTS[1]], strength=weak, mask=LEFT, pictures=[1]),
+        "everywhere": Steering(control=other, hints=[HINTS[1]], strength=weak),
+    }
+    alone = [
+        ask(base, {"a": Steering(control=control, hints=[HINTS[0]]), "e": mixed["everywhere"]}, slice(0, 1)),
+        ask(base, {"b": replace(mixed["b"], pictures=None), "e": mixed["everywhere"]}, slice(1, 2)),
+        ask(base, {"a": Steering(control=control, hints=[HINTS[2]]), "e": mixed["everywhere"]}, slice(2, 3)),
+    ]
+    settings = SampleSettings(steps=4, batch=batch)
+    together = generate(base, mixed, [], PROMPTS, SEEDS, settings, (64, 64))
+    assert distance(together, [picture for pictures in alone for picture in pictures]) <= 1
+    assert distance(together[:1], ask(base, {"e": mixed["everywhere"]}, slice(0, 1))) > 1  # else nothing was asked
+
+
+def test_a_request_for_pictures_that_are_not_there_or_for_a_control_that_all_share_is_refused(
+    base: Base, control: Control
+) -> None:
+    with pytest.raises(SampleError, match=r"pictures \[3\]; of 3 prompts"):
+        ask(base, {"a": Steering(control=control, hints=HINTS[:1], pictures=[3])})
+    with pytest.raises(SampleError, match=r"3 hints, 3 prompts"):
+        ask(base, {"a": Steering(control=control, hints=HINTS, pictures=[0, 1])})
+    for numbers in ([], [1, 0], [-1]):
+        with pytest.raises(SampleError, match="expected their numbers from 0, rising"):
+            Steering(control=control, hints=HINTS[:1], pictures=numbers)
+    unlocked = tiny.wake(Control.from_base(base.pipeline))
+    unlocked.base_delta = {"conv_out.bias": torch.ones(4)}
+    with pytest.raises(SampleError, match="changes the base"):
+        Steering(control=unlocked, hints=HINTS[:1], pictures=[0])
 
 
 @pytest.mark.parametrize("mask", [None, LEFT])

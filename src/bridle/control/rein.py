@@ -10,7 +10,7 @@ from bridle.control.control import Call, Control, denoiser_of
 from bridle.control.hint import to_hint
 from bridle.control.progress import Place
 from bridle.control.residuals import Residuals
-from bridle.control.rows import Rows
+from bridle.control.rows import Rows, Some
 from bridle.control.strength import Guess, Half, Strength
 from bridle.errors import ConfigError, HintError
 
@@ -21,6 +21,7 @@ class Rein:
     Attributes:
         strength: scale, start and end, weights, keyframes, half.
         mask: [1 or B, 1, H, W] in [0, 1], or None: it acts everywhere.
+        pictures: of the batch, those it acts in, by number and rising; all where None. Hints and masks are then theirs.
         hold: whether the residuals of the last step without it are used again; strength and mask are this step's.
     """
 
@@ -28,6 +29,7 @@ class Rein:
         self.name, self.control = name, control
         self.strength = Strength(half="conditional" if control.pools else "both")
         self.mask: Tensor | None = None
+        self.pictures: tuple[int, ...] | None = None
         self.hold = False
         self._held: Residuals | None = None
         self._hint: Tensor | None = None
@@ -75,18 +77,18 @@ class Rein:
         factor = self.strength.at(place.begin, place.finish)
         latents = call[self.control.INPUT]
         rows = Rows.of(pipeline, len(latents), place.again)
-        acting = rows.of_half(self.strength.half)
-        if factor == 0 or acting.start == acting.stop:
+        acting = rows.acting(self.strength.half, self.pictures)
+        if factor == 0 or not acting.rows:
             return None
         residuals = self._compute(call, pipeline, rows, acting) if self._held is None else self._held
         residuals = self.strength.apply(residuals, factor, latents.shape[-1])
         if self.mask is not None:
-            residuals = residuals.masked(rows.spread(self.mask.to(latents.device))[acting])
+            residuals = residuals.masked(rows.spread(self.mask.to(latents.device), acting))
         return self.control.place(rows.fill(residuals, acting), denoiser_of(pipeline))
 
-    def _compute(self, call: Call, pipeline: Any, rows: Rows, acting: slice) -> Residuals:
+    def _compute(self, call: Call, pipeline: Any, rows: Rows, acting: Some) -> Residuals:
         """The residuals of the acting rows at full strength; remembered, unless gradients would be as well."""
-        features = rows.spread(self.features(call, pipeline))[acting]
+        features = rows.spread(self.features(call, pipeline), acting)
         residuals = self.control.residuals(rows.take(call, acting), features)
         if not torch.is_grad_enabled():
             self._held = residuals

@@ -81,7 +81,7 @@ def generate(
                 prompts=prompts[rows],
                 negative_prompts=negative_prompts[rows] if negative_prompts else [],
                 seeds=seeds[rows],
-                steering={name: cut(one, rows) for name, one in steering.items()},
+                steering={name: own for name, one in steering.items() if (own := cut(one, rows))},
             )
             pictures += draw(base, batch, settings, size_px, init, on_step)
     return pictures
@@ -121,6 +121,7 @@ def draw(
             for name, one in batch.steering.items():
                 rein = rig[name].set(hint=stack(one.hints, one.control.hint_channels), mask=one.mask)
                 rein.strength = one.strength
+                rein.pictures = None if one.pictures is None else tuple(one.pictures)
         if settings.speed in SPEEDS:
             around.enter_context(recalled(pipeline, rig, SPEEDS[settings.speed]))
         return call()
@@ -142,9 +143,15 @@ def rescale(strength: Strength, scale: float) -> Strength:
     return replace(strength, scale=strength.scale * scale)
 
 
-def cut(one: Steering, rows: slice) -> Steering:
-    """The hints of some of the pictures; a single one is everybody's."""
-    return one if len(one.hints) == 1 else replace(one, hints=one.hints[rows])
+def cut(one: Steering, rows: slice) -> Steering | None:
+    """Of some of the pictures; a single hint is everybody's. None where it acts in none of them."""
+    if one.pictures is None:
+        return one if len(one.hints) == 1 else replace(one, hints=one.hints[rows])
+    places = [place for place, picture in enumerate(one.pictures) if rows.start <= picture < rows.stop]
+    if not places:
+        return None
+    hints = one.hints if len(one.hints) == 1 else [one.hints[place] for place in places]
+    return replace(one, hints=hints, pictures=[one.pictures[place] - rows.start for place in places])
 
 
 def check_numbers(
@@ -159,7 +166,9 @@ def check_numbers(
     if negative_prompts is not None and len(negative_prompts) != len(prompts):
         raise SampleError(f"{len(negative_prompts)} negative prompts, {asked}")
     for one in steering.values():
-        if len(one.hints) not in (1, len(prompts)):
+        if one.pictures is not None and max(one.pictures) >= len(prompts):
+            raise SampleError(f"control is to act in pictures {list(one.pictures)}; of {asked}")
+        if len(one.hints) not in (1, len(prompts if one.pictures is None else one.pictures)):
             raise SampleError(f"{len(one.hints)} hints, {asked}, or one hint for all")
 
 

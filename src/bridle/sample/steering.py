@@ -19,12 +19,27 @@ class Steering:
         hints: [H, W, K] uint8: one for all pictures, or one per picture.
         strength: see `Strength`.
         mask: [H, W] uint8: where it acts, 255 inside; everywhere where None.
+        pictures: which of the pictures it acts in, by their numbers, rising; all where None. The hints are then one
+            for all of these, or one for each. So requests with controls of their own share a pass of the denoiser.
+
+    Raises: SampleError: the numbers do not rise, or the control changes its base, which all pictures share.
     """
 
     control: Control
     hints: Sequence[np.ndarray]
     strength: Strength = field(default_factory=Strength)
     mask: np.ndarray | None = None
+    pictures: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pictures is None:
+            return
+        numbers = list(self.pictures)
+        if not numbers or numbers[0] < 0 or numbers != sorted(set(numbers)):
+            raise SampleError(f"control is to act in pictures {numbers}; expected their numbers from 0, rising")
+        if self.control.base_delta:
+            remedy = "draw its pictures by themselves"
+            raise SampleError(f"control changes the base, which pictures {numbers} share with the others; {remedy}")
 
 
 @dataclass(frozen=True, kw_only=True)
