@@ -24,7 +24,7 @@ from bridle.run.previews import Previews
 from bridle.run.settings import RunSettings, check_run, open_run
 from bridle.run.show import Shown
 from bridle.train.checkpoint import newest
-from bridle.train.hint_start import start_hint_encoder
+from bridle.train.hint_start import HINTS, scale_hint_encoder
 from bridle.train.loop import CHECKPOINTS, Check, Hands, Outcome, train
 from bridle.train.parallel import World, gather, join, leave, same_on_all
 from bridle.train.probe import Obedience
@@ -70,8 +70,8 @@ def train_run(
         if settings.machine.base_weights == "bf16":
             base.pipeline.to(torch.bfloat16)
         started = time.monotonic()
-        if settings.train.recipe == "primed" and newest(folder / CHECKPOINTS) is None:
-            start_hints(control, data, settings, world, console)
+        if settings.train.recipe == "scaled" and newest(folder / CHECKPOINTS) is None:
+            scale_hints(control, data, settings, world)
         shown = Shown(console, settings.train.steps)
         with shown, offloaded(base, settings.machine.offload) as drawing:
             outcome = train(
@@ -124,13 +124,13 @@ def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
         )
 
 
-def start_hints(control: Control, data: RunData, settings: RunSettings, world: World, console: Console) -> None:
-    """Before the first step of a new run; only U-Nets' hint encoders can be told what to see."""
+def scale_hints(control: Control, data: RunData, settings: RunSettings, world: World) -> None:
+    """Before the first step of a new run; a transformer's control has no such encoder."""
     if not isinstance(control, UNetControl):
         return
     if world.main:
-        error = start_hint_encoder(control, data.cache, settings.train)
-        console.print(f"The hint encoder begins with {100 * (1 - error):.0f}% of what the base sees in the pictures")
+        hints = data.cache.batch(data.cache.train_ids[:HINTS]).hint
+        scale_hint_encoder(control, hints.to(control.device), settings.train.seed)
     same_on_all(control.controlnet_cond_embedding, world)
 
 

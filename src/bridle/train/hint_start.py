@@ -1,66 +1,57 @@
-"""Where a control's hint encoder begins: not at zero, but able to say what the hint shows in the base's own terms.
+"""Where a control's hint encoder begins: with weights that let the hint through.
 
-The official code begins it with random weights and a last layer of zeros. Every link ends in a zero convolution as
-well, so what the hint says has to grow through two zeros at once, and for hundreds or thousands of steps nothing is to
-be seen: the "sudden convergence" of arXiv:2302.05543, section 3.3. The links' zeros alone keep the base's output what
-it is. So the encoder may begin anywhere, and here it first learns, by itself and cheaply, to predict from the hint what
-the base's first convolution makes of the clean picture: a guess at it, in the space in which the copy reads pictures.
+The released code, and all that follow it, draw the encoder's convolutions as PyTorch does by default: each passes on
+about half of what it is given, SiLU half of that, and biases drown the rest. After seven of them edges vary by a
+thousandth from place to place: the copy is told next to nothing, and until Adam has grown that there is nothing to
+learn from. On the embedded base this is most of the "sudden convergence" of arXiv:2302.05543, section 3.3.
 
-Whether that shortens the wait is not settled: docs/performance.md, "Time to control".
+Here every convolution but the last is drawn with Gaussian weights, as the paper's text has it, and scaled on some of
+the run's own hints so that each channel that leaves it has mean 0 and deviation 1. The last stays zero, as do the
+links: the control begins as the exact copy, without a say, and its file is like any other.
+
+Source: layer-sequential unit variance, arXiv:1511.06422; per channel and with the mean, arXiv:1602.07868, section 3.
 """
 
-import math
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bridle.cache.store import Cache
 from bridle.control.unet import UNetControl
-from bridle.train.draws import ids_of_step
-from bridle.train.settings import TrainSettings
 
-PAIRS = 3600  # that it is shown: a hundredth of what training costs by the time a control is learned
-LR = 2e-3
-OWN_ORDER = 2**31  # added to the seed: another order of pairs than training's
-
-
-def start_hint_encoder(control: UNetControl, cache: Cache, settings: TrainSettings) -> float:
-    """Teach an untrained control's hint encoder, in place; the control's output stays what it is.
-
-    Returns: the error in the end, as a share of what there is to predict: 1 is a guess at nothing.
-    """
-    encoder = control.controlnet_cond_embedding
-    draw_last_layer(encoder, settings.seed)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=LR, weight_decay=settings.weight_decay)
-    precision = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-    errors, steps = [], min(settings.steps, math.ceil(PAIRS / settings.batch))
-    for step in range(steps):
-        ids = ids_of_step(cache.train_ids, step, settings.batch, settings.seed + OWN_ORDER)
-        pairs = cache.batch(ids)
-        with torch.autocast(control.device.type, precision, enabled=precision is torch.bfloat16):
-            wanted = first_features(control, pairs.mean.to(control.device))
-            found = control.encode(pairs.hint.to(control.device))
-        error = (found.float() - wanted).square().mean() / wanted.square().mean()
-        error.backward()
-        for group in optimizer.param_groups:
-            group["lr"] = LR * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.step()
-        control.zero_grad(set_to_none=True)
-        errors.append(error.detach())
-    return torch.stack(errors[-10:]).mean().item()
+HINTS = 64  # that the scales are taken from
 
 
 @torch.no_grad()
-def first_features(control: UNetControl, latents: Tensor) -> Tensor:
-    """What the copied first convolution makes of clean latents, without its bias, which is there anyway."""
-    weight = control.conv_in.weight
-    features: Tensor = nn.functional.conv2d(latents.to(weight.dtype), weight, None, padding=control.conv_in.padding)
-    return features.float()
+def scale_hint_encoder(control: UNetControl, hints: Tensor, seed: int) -> None:
+    """Draw the weights of an untrained control's hint encoder anew, in place.
 
-
-def draw_last_layer(encoder: nn.Module, seed: int) -> None:
-    """Random weights, as PyTorch draws them, in the place of the zeros."""
-    last = [module for module in encoder.modules() if isinstance(module, nn.Conv2d)][-1]
-    with torch.random.fork_rng(devices=[]):
+    Args:
+        hints: [B, K, H, W], as `control.encode` takes them: some of those that it is to learn from.
+        seed: of the weights.
+    """
+    *inner, last = [module for module in control.controlnet_cond_embedding.modules() if isinstance(module, nn.Conv2d)]
+    assert not last.weight.any(), "the control is trained already"
+    with ExitStack() as around:
+        around.enter_context(torch.random.fork_rng(devices=[]))
         torch.manual_seed(seed)
-        last.reset_parameters()
+        for conv in inner:
+            nn.init.kaiming_normal_(conv.weight)
+            assert conv.bias is not None
+            nn.init.zeros_(conv.bias)
+            around.callback(conv.register_forward_hook(scale).remove)
+        control.encode(hints)
+
+
+def scale(conv: Any, given: Any, output: Tensor) -> Tensor:
+    """Give every channel that leaves a convolution mean 0 and deviation 1. Returns: what leaves it then.
+
+    A channel that is the same everywhere, as all are where the hints are blank, is left as it is.
+    """
+    deviation, mean = torch.std_mean(output.float(), (0, 2, 3))
+    mean = mean.where(deviation > 0, 0.0)
+    deviation = deviation.where(deviation > 0, 1.0)
+    conv.weight /= deviation.view(-1, 1, 1, 1)
+    conv.bias -= mean / deviation
+    return ((output - mean.view(-1, 1, 1)) / deviation.view(-1, 1, 1)).to(output.dtype)

@@ -17,8 +17,8 @@ class TrainSettings:
         steps: optimiser steps in all.
         batch: pairs per forward pass of one process.
         accumulate: `batch * accumulate` pairs make an optimiser step, whatever the number of processes.
-        recipe: how a new control begins. "paper": as in the paper, with random weights and zeros. "primed": its hint
-            encoder first learns what the base's first convolution sees, see `bridle.train.hint_start`; an experiment.
+        recipe: how a new control begins. "paper": as in the released code. "scaled": with a hint encoder whose random
+            weights are scaled so that they let the hints through, see `bridle.train.hint_start`; learns far sooner.
         lr: peak learning rate of AdamW. The paper's is 1e-5; a small base takes far more.
         warmup: steps over which the learning rate rises from zero; again for what joins at a switch of the regime.
         decay: share of the steps, at the end, over which it falls to zero again; 0, as in the paper, keeps it.
@@ -49,7 +49,7 @@ class TrainSettings:
     steps: int = 1000
     batch: int = 16
     accumulate: int = 1
-    recipe: Literal["paper", "primed"] = "paper"
+    recipe: Literal["scaled", "paper"] = "scaled"
     lr: float = 1e-5
     warmup: int = 50
     decay: float = 0.0
@@ -87,7 +87,7 @@ class TrainSettings:
             raise ConfigError(f"setting train.decay is {self.decay}; expected a share from 0 to 1")
         if not 0 <= self.ema_decay < 1:
             raise ConfigError(f"setting train.ema_decay is {self.ema_decay}; expected from 0 to below 1")
-        choose(self, "train", "recipe", "paper", "primed")
+        choose(self, "train", "recipe", "scaled", "paper")
         choose(self, "train", "optimizer", "adamw", "adamw8bit")
         choose(self, "train", "weighting", "uniform", "balanced")
         choose(self, "train", "precision", "bf16", "fp32")
