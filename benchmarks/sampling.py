@@ -7,6 +7,7 @@ is left out. Packing weights, done once per call of `generate`, is left out of t
 a pipeline, and is part of the cases of the embedded base, which time `generate` from prompt to pixels.
 
     python benchmarks/sampling.py embedded --batch 8 --json sampling.json
+    python benchmarks/sampling.py requests --batch 8             # controls, prompts, strengths of their own: one pass
     python benchmarks/sampling.py sd15-256                       # random weights; 9 GB of memory
     python benchmarks/sampling.py sd15-512 --rounds 3 --steps 4
 """
@@ -38,14 +39,17 @@ from bridle.atomic import write_text
 from bridle.base.load import load_base
 from bridle.control.attach import attach
 from bridle.control.control import Control
+from bridle.control.strength import Strength
 from bridle.sample.hasten import hasten
 from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings, Speed
+from bridle.sample.steering import Steering
 
 BF16 = torch.bfloat16
 Draw = Callable[[int], Tensor]  # steps to what was drawn
 STOCK = "stock"
+SIZE = (128, 128)  # of the embedded base's pictures
 
 
 @dataclass
@@ -125,30 +129,73 @@ def embedded_kinds(batch: int) -> dict[str, Draw]:
     torch.manual_seed(0)
     base = load_base()
     control = wake(Control.from_base(base.pipeline)).requires_grad_(False).eval()
-    hints = [
-        np.kron(np.random.default_rng(seed).integers(0, 2, (16, 16, 3)), np.ones((8, 8, 1))) for seed in range(batch)
-    ]
-    drawn = [(hint * 255).astype(np.uint8) for hint in hints]
+    hints = draw_hints(batch)
     prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
+    stock = stock_pipeline(base, control)
+
+    def by_stock(steps: int) -> Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        images = [Image.fromarray(hint) for hint in hints]
+        told = {"prompt": prompts, "image": images, "generator": generators, "guidance_scale": 4.0, "output_type": "np"}
+        return torch.from_numpy(stock(**told, num_inference_steps=steps).images) * 255
+
+    def by_ours(steps: int, speed: str) -> Tensor:
+        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision="bf16", speed=cast(Speed, speed))
+        return torch.from_numpy(np.stack(generate(base, control, hints, prompts, seeds, how))).float()
+
+    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+
+
+def request_kinds(batch: int) -> dict[str, Draw]:
+    """As many requests, with one of two controls, one of two strengths, a prompt and a hint each.
+
+    Stock calls come one after the other, as its pipeline takes one control for all; ours share each pass.
+    """
+    torch.manual_seed(0)
+    base = load_base()
+    controls = [wake(Control.from_base(base.pipeline)).requires_grad_(False).eval() for _ in range(2)]
+    stocks = [stock_pipeline(base, control) for control in controls]
+    hints, seeds, scales = draw_hints(batch), list(range(batch)), (0.6, 1.0)
+    prompts = [f"a {('red', 'blue', 'green')[number % 3]} chair on a grey floor" for number in range(batch)]
+    asked = [(number % 2, number // 2 % 2) for number in range(batch)]  # which control, which strength
+
+    def by_stock(steps: int) -> Tensor:
+        drawn = []
+        for number, (control, scale) in enumerate(asked):
+            told = {"prompt": prompts[number], "image": Image.fromarray(hints[number]), "guidance_scale": 4.0}
+            told |= {"controlnet_conditioning_scale": scales[scale], "num_inference_steps": steps, "output_type": "np"}
+            drawn.append(stocks[control](**told, generator=torch.Generator().manual_seed(seeds[number])).images)
+        return torch.from_numpy(np.concatenate(drawn)) * 255
+
+    def by_ours(steps: int, speed: str) -> Tensor:
+        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision="bf16", speed=cast(Speed, speed))
+        steering = {}
+        for kind in set(asked):
+            mine = [number for number, own in enumerate(asked) if own == kind]
+            strength = Strength(scale=scales[kind[1]])
+            steering[f"{kind}"] = Steering(
+                control=controls[kind[0]], hints=[hints[number] for number in mine], strength=strength, pictures=mine
+            )
+        return torch.from_numpy(np.stack(generate(base, steering, [], prompts, seeds, how, SIZE))).float()
+
+    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+
+
+def draw_hints(count: int) -> list[np.ndarray]:
+    """Random squares, [128, 128, 3] uint8."""
+    squares = [np.random.default_rng(seed).integers(0, 2, (16, 16, 3)) for seed in range(count)]
+    return [(np.kron(one, np.ones((8, 8, 1))) * 255).astype(np.uint8) for one in squares]
+
+
+def stock_pipeline(base: Any, control: Control) -> Any:
+    """The same base, with weights of its own, and the same control."""
     parts = {name: copy.deepcopy(part) for name, part in base.pipeline.components.items()}
     stock: Any = StableDiffusionControlNetPipeline(
         **parts, controlnet=stock_control(control), requires_safety_checker=False
     )
     stock.to(BF16)
     stock.set_progress_bar_config(disable=True)
-    size = {"height": base.size_px, "width": base.size_px}
-
-    def by_stock(steps: int) -> Tensor:
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        images = [Image.fromarray(hint) for hint in drawn]
-        told = {"prompt": prompts, "image": images, "generator": generators, "guidance_scale": 4.0, **size}
-        return torch.from_numpy(stock(**told, num_inference_steps=steps, output_type="np").images) * 255
-
-    def by_ours(steps: int, speed: str) -> Tensor:
-        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision="bf16", speed=cast(Speed, speed))
-        return torch.from_numpy(np.stack(generate(base, control, drawn, prompts, seeds, how))).float()
-
-    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+    return stock
 
 
 # --- what is measured
@@ -189,16 +236,16 @@ def show(costs: dict[str, Costs], steps: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("case", choices=["embedded", "sd15-256", "sd15-512"])
+    parser.add_argument("case", choices=["embedded", "requests", "sd15-256", "sd15-512"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once, of the embedded base")
+    parser.add_argument("--batch", type=int, default=1, help="pictures or requests at once, of the embedded base")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as around, torch.no_grad():
-        if options.case == "embedded":
-            kinds = embedded_kinds(options.batch)
+        if options.case in ("embedded", "requests"):
+            kinds = (embedded_kinds if options.case == "embedded" else request_kinds)(options.batch)
         else:
             kinds = sd15_kinds(int(options.case.removeprefix("sd15-")), around)
         costs = measure(kinds, options.rounds, options.steps)

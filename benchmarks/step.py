@@ -44,7 +44,14 @@ def serve(args: argparse.Namespace) -> None:
 
 
 def ours(models: Any, batch: Any) -> Any:
-    """Bridle's trainer on the same batch, every draw of which is given."""
+    """Bridle's trainer on the same batch."""
+    trainer, rows = make_trainer(models, batch)
+    numbers = itertools.count(1)
+    return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), rows).loss)
+
+
+def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
+    """Args: changes: to the settings. Returns: the trainer, and the rows of a step, every draw of which is given."""
     import torch
     from diffusers import DDPMScheduler
 
@@ -60,9 +67,8 @@ def ours(models: Any, batch: Any) -> Any:
     count = len(batch.latents)
     text = Text(batch.text)
     ids = [f"random#{number}" for number in range(count)]
-    hint = batch.hint
     pairs = CachedBatch(
-        mean=batch.latents, std=torch.zeros_like(batch.latents), hint=hint, captions=("",) * count, text=text
+        mean=batch.latents, std=torch.zeros_like(batch.latents), hint=batch.hint, captions=("",) * count, text=text
     )
 
     empty = Text(batch.text[:1])
@@ -70,9 +76,11 @@ def ours(models: Any, batch: Any) -> Any:
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     unet = models.unet.requires_grad_(False).eval()
     control = Control.from_base(unet)
-    unet.to(torch.bfloat16)
+    how = {"batch": count, "lr": 1e-5, "warmup": 0, "ema_decay": 0.0, "prompt_dropout": 0.0, **changes}
+    settings = TrainSettings(**how)
+    if settings.precision == "bf16":
+        unet.to(torch.bfloat16)
     del models.vae, models.text_encoder
-    settings = TrainSettings(batch=count, lr=1e-5, warmup=0, ema_decay=0.0, prompt_dropout=0.0)
     trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings)
     draws = Draws(
         posterior=torch.zeros_like(batch.noise),
@@ -80,9 +88,7 @@ def ours(models: Any, batch: Any) -> Any:
         timesteps=batch.timesteps,
         drop_prompt=torch.zeros(count, dtype=torch.bool),
     )
-
-    numbers = itertools.count(1)
-    return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), Rows(ids, pairs, draws)).loss)
+    return trainer, Rows(ids, pairs, draws)
 
 
 # --- and what compares them
