@@ -1,11 +1,13 @@
 """How long until the control works: diffusers' and the paper's recipes against Bridle's, on the same pairs.
 
     python benchmarks/time_to_control.py bridle paper peer --seeds 0 1 2
+    python benchmarks/time_to_control.py brief --steps 160 --seeds 0 1 2
     python benchmarks/time_to_control.py --plot docs/images/time-to-control.png
 
 Edges on the embedded base and the package's scenes; probed on 24 held-out pairs of objects that training never shows.
 "peer" is what diffusers' script does: the released code's start, every noise level alike, no averaged weights. "paper"
-is that with the demo's weighting of the loss and averaging, "bridle" has the demo's start as well (`train.recipe`).
+is that with the demo's weighting of the loss and averaging, "bridle" has the demo's start as well (`train.recipe`), and
+"brief" is that for somebody in a hurry: the learning rate falls to zero over the second half of few steps.
 Learning rate, batch and pairs are the same for all, and all are run by Bridle's own step, so that only the recipes are
 compared; `step.py` compares the steps. The moment is the first probe that reaches 90% of the hint advantage that the
 best run of all ends with, counted in steps and in CPU seconds of training. Run again, a command goes on.
@@ -41,6 +43,7 @@ EVERY = 25
 ENOUGH = 0.9  # of the advantage that long training reaches
 RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bridle": ("#0b66c3", {"recipe": "scaled", "weighting": "balanced", "ema_decay": 0.98}),
+    "brief": ("#15803d", {"recipe": "scaled", "weighting": "balanced", "ema_decay": 0.98, "decay": 0.5}),
     "paper": ("#c2410c", {"recipe": "paper", "weighting": "balanced", "ema_decay": 0.98}),
     "peer": ("#8a8f98", {"recipe": "paper", "weighting": "uniform", "ema_decay": 0.0}),
 }
