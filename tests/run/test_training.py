@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from small_run import HELD_OUT, PAIRS, STEPS, Done
 
 from bridle.cache.store import Cache
 from bridle.control.settings import ControlSettings
+from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.files.weights import load_control, read_metadata
 from bridle.run import RunSettings, read_run, train_run
@@ -71,6 +73,35 @@ def test_the_same_call_again_trains_no_step_and_changes_no_file(
     outcome = train_run(done.settings, folder).outcome
     assert (outcome.step, outcome.finished) == (STEPS, True)
     assert snapshot(folder) == before
+
+
+def test_a_new_control_s_hint_encoder_lets_hints_through_unless_the_recipe_is_the_paper_s(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class EnoughError(Exception):
+        pass
+
+    def deviation(recipe: Literal["scaled", "paper"]) -> float:
+        """Of what leaves the last layer but one, from place to place, when training is to begin."""
+        seen: list[torch.Tensor] = []
+
+        def look(
+            control: UNetControl, denoiser: object, schedule: object, cache: Cache, *_: object, **__: object
+        ) -> None:
+            last = control.controlnet_cond_embedding.conv_out
+            last.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+            with torch.no_grad():
+                control.encode(cache.batch(cache.train_ids).hint)
+            raise EnoughError
+
+        monkeypatch.setattr("bridle.run.training.train", look)
+        folder = tmp_path / recipe
+        shutil.copytree(done.run.folder / "cache", folder / "cache")
+        with pytest.raises(EnoughError):
+            train_run(replace(done.settings, train=replace(done.settings.train, recipe=recipe)), folder)
+        return seen[0].std((0, 2, 3)).mean().item()
+
+    assert deviation("paper") < 0.05 < 0.3 < deviation("scaled")
 
 
 def test_more_steps_go_on_and_end_where_one_longer_run_ends(
