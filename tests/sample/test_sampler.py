@@ -2,7 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -190,6 +190,15 @@ def test_several_controls_sum_each_with_its_own_hints_strength_and_region(base: 
     assert distance(alone, both[2:]) <= 1  # a batch has each picture's own hint, or the one for all
     assert distance(ask(base, {"a": one}), generate(base, control, HINTS, PROMPTS, SEEDS, SampleSettings(steps=4))) <= 1
     assert distance(ask(base, {"a": one, "b": two}, scale=0.0), ask(base, {})) == 0
+
+
+def test_a_single_control_acts_in_the_half_that_the_settings_name(base: Base, control: Control) -> None:
+    halved = Steering(control=control, hints=HINTS, strength=Strength(half="conditional"))
+    pictures = draw(base, control, half="conditional", steps=4)
+    assert distance(pictures, ask(base, {"a": halved})) == 0
+    assert distance(pictures, draw(base, control, steps=4)) > 1
+    with pytest.raises(ConfigError, match=r"sample.half is 'none'; expected one of both, conditional, unconditional"):
+        SampleSettings(half=cast(Any, "none"))
 
 
 @pytest.mark.parametrize("batch", [2, 3])

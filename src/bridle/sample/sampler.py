@@ -66,7 +66,7 @@ def generate(
     Returns: N pictures [H, W, 3] uint8.
     Raises: SampleError: the numbers differ, or the family cannot do it. HintError: a hint does not fit.
     """
-    steering = settle(control, hints, settings.scale)
+    steering = settle(control, hints, settings)
     check_numbers(steering, prompts, negative_prompts, seeds)
     set_scheduler(base, settings.scheduler)
     all_hints = [*hints, *(hint for one in steering.values() for hint in one.hints)]  # also without control: their size
@@ -128,14 +128,14 @@ def draw(
 
 
 def settle(
-    control: Control | Mapping[str, Steering] | None, hints: Sequence[np.ndarray], scale: float
+    control: Control | Mapping[str, Steering] | None, hints: Sequence[np.ndarray], settings: SampleSettings
 ) -> dict[str, Steering]:
     """All controls by name, the settings' scale in each one's; those that pull at nothing are left out."""
     if control is None:
         return {}
     if isinstance(control, Control):
-        control = {"control": Steering(control=control, hints=hints)}
-    scaled = {name: replace(one, strength=rescale(one.strength, scale)) for name, one in control.items()}
+        control = {"control": Steering(control=control, hints=hints, strength=Strength(half=settings.half))}
+    scaled = {name: replace(one, strength=rescale(one.strength, settings.scale)) for name, one in control.items()}
     return {name: one for name, one in scaled.items() if one.strength.scale != 0}
 
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from bridle.control.strength import Half
 from bridle.errors import ConfigError
 
 Speed = Literal["exact", "fast", "draft"]
@@ -32,6 +33,9 @@ class SampleSettings:
         guidance: classifier-free guidance; 1 turns it off.
         scheduler: one of `SCHEDULERS`, "auto" (the one of the base's family), or a class of diffusers, "...Scheduler".
         scale: of the control; of several it multiplies each.
+        half: of guidance in which the control acts, where it is a single one: "both", as stock pipelines have it, or
+            "conditional": guidance then amplifies what the hint says, as it does the prompt, and the hint is followed
+            far more closely (arXiv:2302.05543, section 3.4). Several have each their own, see `Strength`.
         batch: pictures denoised at once.
         precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain.
         speed: "exact"; or "fast" and "draft", which take over in some steps what an earlier one computed.
@@ -43,6 +47,7 @@ class SampleSettings:
     guidance: float = 4.0
     scheduler: str = "auto"
     scale: float = 1.0
+    half: Half = "both"
     batch: int = 16
     precision: Literal["fp32", "bf16"] = "fp32"
     speed: Speed = "exact"
@@ -58,6 +63,8 @@ class SampleSettings:
             raise ConfigError(f"setting sample.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
         if self.speed not in get_args(Speed):
             raise ConfigError(f"setting sample.speed is {self.speed!r}; expected one of {', '.join(get_args(Speed))}")
+        if self.half not in get_args(Half):
+            raise ConfigError(f"setting sample.half is {self.half!r}; expected one of {', '.join(get_args(Half))}")
         for name in ("guidance", "scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"setting sample.{name} is {getattr(self, name)}; expected 0 or more")
