@@ -34,6 +34,9 @@ bench: .venv/.installed-dev
 	mkdir -p work/bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --no-encode --json work/bench/step-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size sd15 --latents 32 --json work/bench/step-sd15.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --size embedded --batch 24 --json work/bench/parts-embedded.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --size sd15 --latents 32 --json work/bench/parts-sd15.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py requests --batch 8 --steps 10 --rounds 3 --json work/bench/requests.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --json work/bench/sampling-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py sd15-256 --steps 10 --rounds 2 --json work/bench/sampling-sd15.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --json work/bench/growth.json --plot work/bench/growth.png
