@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from bridle.control.control import Call, Control, denoiser_of
+from bridle.control.half import Half
 from bridle.control.hint import to_hint
 from bridle.control.progress import Place
 from bridle.control.residuals import Residuals
 from bridle.control.rows import Rows, Some
-from bridle.control.strength import Guess, Half, Strength
+from bridle.control.strength import Guess, Strength
 from bridle.errors import ConfigError, HintError
 
 

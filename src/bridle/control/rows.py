@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bridle.control.half import Half
 from bridle.control.residuals import Residuals
-from bridle.control.strength import Half
 from bridle.errors import HintError
 
 

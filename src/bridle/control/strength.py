@@ -12,10 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from bridle.control.half import Half
 from bridle.control.residuals import Residuals
 from bridle.errors import ConfigError
 
-Half = Literal["both", "conditional", "unconditional"]
 Guess = Literal["official", "diffusers", "paper"]
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from bridle.control.half import Half
 from bridle.control.rein import guess_mode
-from bridle.control.strength import Guess, Half, Strength
+from bridle.control.strength import Guess, Strength
 from bridle.errors import ConfigError
 from bridle.sample.settings import SampleSettings, Speed
 

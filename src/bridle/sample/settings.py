@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from bridle.control.strength import Half
+from bridle.control.half import Half
 from bridle.errors import ConfigError
 
 Speed = Literal["exact", "fast", "draft"]
