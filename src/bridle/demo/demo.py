@@ -53,7 +53,7 @@ def settings_for(folder: Path, variants: int) -> RunSettings:
         folder: the data set.
         variants: draws of each training pair that are encoded, at some 30 ms of one core each.
     """
-    steps = 280
+    steps = 250
     return RunSettings(
         data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=variants),
         train=TrainSettings(
