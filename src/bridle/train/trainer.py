@@ -88,9 +88,8 @@ class Trainer:
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
         self.lent = ExitStack()  # what gives both models back as they were
-        if settings.precision == "bf16" and control.device.type == "cpu":
-            check_width(control, shape[-1])
         if control.device.type == "cpu" and settings.precision == "bf16":
+            check_width(control, shape[-1])
             self.lent.callback(turn_weights(control, denoiser))
             self.lent.callback(choose_attention(control, denoiser))
         elif control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
