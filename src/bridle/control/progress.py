@@ -35,6 +35,7 @@ class Progress:
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
         self._steps: Tensor | None = None  # of the sampling that is followed; the next one brings a tensor of its own
+        self._told = torch.empty(0)  # the same steps, where they can be looked at without waiting for a GPU
         self._first = self._index = self._again = 0
 
     def locate(self, timestep: Any) -> Place:
@@ -44,20 +45,22 @@ class Progress:
         if not isinstance(steps, Tensor) or not len(steps) or not len(told) or bool((told != told[0]).any()):
             return Place()
         fresh = steps is not self._steps
-        index = self._find(steps, told[0].item(), fresh)
+        if fresh:
+            self._told = steps.detach().to("cpu", torch.float64)
+        index = self._find(told[0].item(), fresh)
         self._again = 0 if fresh or index != self._index else self._again + 1
         self._first = index if fresh else min(self._first, index)
         self._steps, self._index = steps, index
         done, count = index - self._first, len(steps) - self._first
         return Place(done / count, (done + 1) / count, self._again)
 
-    def _find(self, steps: Tensor, timestep: float, fresh: bool) -> int:
+    def _find(self, timestep: float, fresh: bool) -> int:
         """The scheduler's step of this timestep; where several come into question, the one that was counted."""
         scheduler = self.pipeline.scheduler
-        gaps = (steps.detach().to("cpu", torch.float64) - timestep).abs()
+        gaps = (self._told - timestep).abs()
         near = gaps <= max(gaps.min().item(), ROUNDING * abs(timestep))
         own = [getattr(scheduler, "step_index", None), getattr(scheduler, "begin_index", None) if fresh else None]
-        counted = [index for index in own if index is not None and index < len(steps) and near[index]]
+        counted = [index for index in own if index is not None and index < len(gaps) and near[index]]
         return counted[0] if counted else self._count(gaps, fresh)
 
     def _count(self, gaps: Tensor, fresh: bool) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -76,9 +77,8 @@ def evaluate_run(
             scale=how.scale,
             settings=dataclasses.asdict(how),
         )
-    report = write_report(
-        evaluation, evaluation.folder, folder.name, {**report_facts(settings, folder), **(extra_facts or {})}
-    )
+    facts = report_facts(settings, folder, base.device) | dict(extra_facts or {})
+    report = write_report(evaluation, evaluation.folder, folder.name, facts)
     return Measured(evaluation, report, write_sheet(evaluation, evaluation.folder / "sheet.png"))
 
 
@@ -97,7 +97,7 @@ def generator(base: Base, control: Control, how: SampleSettings, advance: Callab
     return draw
 
 
-def report_facts(settings: RunSettings, folder: Path) -> dict[str, str]:
+def report_facts(settings: RunSettings, folder: Path, device: torch.device) -> dict[str, str]:
     """The report's last table: how the control was trained, and on what."""
     made = read_metadata(folder / "control")
     return {
@@ -108,5 +108,5 @@ def report_facts(settings: RunSettings, folder: Path) -> dict[str, str]:
         "Steps": f"{made.get('steps', '')} of {made.get('effective_batch', '')} pairs",
         "Learning rate": str(made.get("lr", "")),
         "Links": str(made.get("links", "")),
-        "Processor": f"{os.cpu_count()} cores",
+        "Processor": f"{os.cpu_count()} cores" if device.type == "cpu" else torch.cuda.get_device_name(device),
     }

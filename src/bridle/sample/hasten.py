@@ -29,8 +29,9 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
         if is_unet(denoiser):
             models = [denoiser, *controls]
             drawing = [*models, *([] if vae is None else [vae])]
-            around.callback(pack(*drawing))
-            around.callback(quicken(*drawing))
+            if denoiser.device.type == "cpu":
+                around.callback(pack(*drawing))
+                around.callback(quicken(*drawing))
             around.callback(keep_text(*models))
             around.callback(share_halves(*models))
         yield

@@ -34,10 +34,9 @@ def scale_hint_encoder(control: UNetControl, hints: Tensor, seed: int) -> None:
     *inner, last = [module for module in control.controlnet_cond_embedding.modules() if isinstance(module, nn.Conv2d)]
     assert not last.weight.any(), "the control is trained already"
     with ExitStack() as around:
-        around.enter_context(torch.random.fork_rng(devices=[]))
-        torch.manual_seed(seed)
+        source = torch.Generator().manual_seed(seed)  # of the CPU: the same weights on every device
         for conv in inner:
-            nn.init.kaiming_normal_(conv.weight)
+            conv.weight.copy_(nn.init.kaiming_normal_(torch.empty(conv.weight.shape), generator=source))
             assert conv.bias is not None
             nn.init.zeros_(conv.bias)
             around.callback(conv.register_forward_hook(scale).remove)

@@ -114,4 +114,6 @@ class LockedConv(Function):
         weight = weight[:, :channels].to(gradient.dtype).contiguous()  # a slice's strides would slow the kernel down
         shape = (batch, channels, height, width)
         below = conv2d_input(shape, weight, gradient, conv.stride, conv.padding, conv.dilation, conv.groups)
-        return F.pad(below, (0, 0, 0, 0, 0, together - channels)), None, None, None
+        if channels < together:
+            below = F.pad(below, (0, 0, 0, 0, 0, together - channels))
+        return below, None, None, None

@@ -209,10 +209,11 @@ class _Run:
                 self._preview(stop, check)
             if reason:
                 return reason
-            self._step(next(rows), check)
+            started = time.monotonic()
+            self._step(next(rows), check, started)
 
-    def _step(self, rows: Rows, check: Check) -> None:
-        started = time.monotonic()
+    def _step(self, rows: Rows, check: Check, started: float) -> None:
+        """Args: started: when the rows began to be read."""
         result = self.trainer.step(self.step, rows, check)
         self.trained_s += time.monotonic() - started
         self.step += 1

@@ -17,7 +17,11 @@ MEMORY, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of <malloc.h>
 LARGE_BYTES = 2**20
 # PyTorch's allocator for the CPU raises a plain RuntimeError; these are its words on Linux and macOS, and on Windows.
-OUT_OF_MEMORY = re.compile(r"DefaultCPUAllocator: (can't allocate memory|not enough memory)")
+# So do CUDA and its libraries, which take memory of their own beside the allocator's.
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate memory|not enough memory)"
+    r"|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_\w*ALLOC\w*_FAILED"
+)
 
 
 def set_gradient_checkpointing(*models: nn.Module, on: bool = True) -> None:

@@ -56,7 +56,8 @@ def target(latents: Tensor, noise: Tensor, timesteps: Tensor, schedule: Schedule
 def amplitudes(timesteps: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Of signal and noise, each [B, 1, 1, 1]. Raises: TrainError: a timestep lies outside the schedule."""
     length = len(schedule)
-    if int(timesteps.min()) < 0 or int(timesteps.max()) >= length:
+    # Asking on a GPU would wait for all that is under way there, and indexing fails there too.
+    if timesteps.device.type == "cpu" and (int(timesteps.min()) < 0 or int(timesteps.max()) >= length):
         outside = [t for t in timesteps.tolist() if not 0 <= t < length]
         raise TrainError(f"timesteps {outside} lie outside the schedule; expected 0 to {length - 1}")
     signal, spread = schedule.signal[timesteps], schedule.spread[timesteps]

@@ -194,6 +194,8 @@ def mean(value: Tensor, world: World) -> Tensor:
 
 def any_rank(flag: bool, world: World) -> bool:
     """Whether it is true on at least one rank: a signal that reached one has to stop all, and at the same step."""
+    if world.size == 1:
+        return flag  # without a tensor: on a GPU, reading it would wait for all that is under way there
     return bool(mean(torch.tensor(float(flag), device=world.device), world))
 
 

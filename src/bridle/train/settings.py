@@ -142,6 +142,8 @@ class MachineSettings:
         gradient_checkpointing: keep fewer activations and compute them again: less memory, more time.
         base_weights: "bf16" halves the locked base's memory.
         offload: drop what training does not need (autoencoder, text encoder) from the device between probes.
+        cuda_graph: on a GPU, have a step's kernels started all at once, which a fast GPU would otherwise wait for; the
+            memory of its activations then stays taken between steps.
         parallel: with several processes: "ddp" copies the models to each, "fsdp" shares them out, which a large or
             unlocked base asks for.
 
@@ -152,6 +154,7 @@ class MachineSettings:
     gradient_checkpointing: bool = False
     base_weights: Literal["fp32", "bf16"] = "fp32"
     offload: bool = False
+    cuda_graph: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
 
     def __post_init__(self) -> None:

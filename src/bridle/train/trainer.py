@@ -24,6 +24,7 @@ from bridle.base.schedule import Schedule
 from bridle.cache.store import Cache, CachedBatch
 from bridle.control.control import Control
 from bridle.control.delta import take_delta
+from bridle.control.text import Text
 from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels.attention import choose_attention
@@ -36,6 +37,7 @@ from bridle.train.memory import is_out_of_memory, keep_freed_memory, return_free
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.optim import clip, make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
+from bridle.train.record import Recorded
 from bridle.train.regime import Phase, first_phase, unlocks
 from bridle.train.settings import MachineSettings, TrainSettings
 
@@ -153,22 +155,43 @@ class Trainer:
         for start in range(0, count, self.micro):
             check()
             part, last = slice(start, start + self.micro), start + self.micro >= count
-            with reducing(self.model, last):
-                loss = self.losses(rows.batch[part], rows.draws[part])
-                (loss.sum() / count).backward()
+            inputs = self._inputs(rows.batch[part], rows.draws[part])
+            if self.recorded is not None and count == self.micro:
+                loss, *gradients = self.recorded(*inputs)
+                assert loss is not None
+                for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
+                    parameter.grad = gradient
+            else:
+                with reducing(self.model, last):
+                    loss = self._errors(*inputs)
+                    (loss.sum() / count).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
+    def _whole_step(self, *inputs: Tensor) -> list[Tensor | None]:
+        """Errors and gradients of all of a step's pairs, where they fit in one pass."""
+        errors = self._errors(*inputs)
+        errors.mean().backward()
+        return [errors.detach(), *[parameter.grad for parameter in self.trained.values()]]
+
     def losses(self, batch: CachedBatch, draws: Draws) -> Tensor:
         """The weighted denoising error of each sample, with the hint and half of the captions: [B]."""
-        device = self.device
-        latents = sample_posterior(batch.mean, batch.std, draws.posterior).to(device)
-        noise, timesteps = draws.noise.to(device), draws.timesteps.to(device)
-        text = batch.text.to(device).where(~draws.drop_prompt.to(device), self.empty_text)
+        return self._errors(*self._inputs(batch, draws))
+
+    def _inputs(self, batch: CachedBatch, draws: Draws) -> list[Tensor]:
+        """What the denoising error is a function of, on the device."""
+        latents = sample_posterior(batch.mean, batch.std, draws.posterior)
+        given = [latents, draws.noise, draws.timesteps, draws.drop_prompt, batch.hint, *batch.text.tensors.values()]
+        return [tensor.to(self.device) for tensor in given]
+
+    def _errors(
+        self, latents: Tensor, noise: Tensor, timesteps: Tensor, drop: Tensor, hint: Tensor, *text: Tensor
+    ) -> Tensor:
+        told = Text(*text).where(~drop, self.empty_text)
         noisy = add_noise(latents, noise, timesteps, self.schedule)
         wanted = target(latents, noise, timesteps, self.schedule)
         with self.autocast():
-            output = self.model(noisy, self.schedule.times[timesteps], text, batch.hint.to(device))
+            output = self.model(noisy, self.schedule.times[timesteps], told, hint)
         weights = loss_weights(timesteps, self.schedule, self.settings.weighting)
         return weights * loss_per_sample(output, wanted)
 
@@ -215,8 +238,16 @@ class Trainer:
         self.averages = self._averaged_weights(base)
         groups = [{"params": list(part.values()), "part": name, "lr": self.settings.lr} for name, part in parts.items()]
         self.optimizer = make_optimizer(self.settings.optimizer, groups, weight_decay=self.settings.weight_decay)
+        self.recorded = Recorded(self._whole_step, partial(self.say, "graph")) if self._can_record() else None
         if not self.sharded:
             self._collect()
+
+    def _can_record(self) -> bool:
+        """Whether a step's kernels are the same each time, and started here alone."""
+        alone = self.world.size == 1 and not self.machine.gradient_checkpointing
+        return (
+            self.machine.cuda_graph and alone and self.device.type == "cuda" and isinstance(self.control, UNetControl)
+        )
 
     def _speed_up(self) -> Callable[[], None]:
         """Compute the same with less. Returns: what ends that."""
@@ -238,6 +269,7 @@ class Trainer:
         """Leave the base without what training put into it, down to how its weights lie: another run rounds alike."""
         self.undo()
         self.lent.close()
+        self.recorded = None
 
     def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
         return trained_parts(self.inner, self.phase, unlocks(self.settings))
@@ -278,8 +310,8 @@ class Trainer:
         """Move the averaged weights; while training is young the average is short, or it would remember the start."""
         weight = 1 - min(self.settings.ema_decay, (step + 1) / (step + 10))
         if self.settings.ema_decay:
-            for name, trained in self.trained.items():
-                self.averages[name].lerp_(trained.detach(), weight)
+            averages = [self.averages[name] for name in self.trained]
+            torch._foreach_lerp_(averages, [trained.detach() for trained in self.trained.values()], weight)
 
     @contextmanager
     def averaged(self) -> Generator[Control]:
