@@ -52,6 +52,11 @@ class Models:
         tokens = pipeline.tokenizer.model_max_length
         return Models(pipeline.vae, pipeline.text_encoder, pipeline.unet, tokens)
 
+    def to(self, device: torch.device) -> "Models":
+        """Modules are moved in place, as `Module.to` does."""
+        moved = (model.to(device) for model in (self.vae, self.text_encoder, self.unet))
+        return Models(*moved, self.tokens)
+
 
 @dataclasses.dataclass
 class Batch:
@@ -67,7 +72,7 @@ class Batch:
 
     @staticmethod
     def random(models: Models, batch: int, width: int) -> "Batch":
-        """Args: width: of the square latents."""
+        """Drawn on the CPU, so that every device sees the same numbers. Args: width: of the square latents."""
         source = torch.Generator().manual_seed(1)
         size_px = 8 * width
         return Batch(
@@ -80,11 +85,15 @@ class Batch:
             timesteps=torch.randint(1000, (batch,), generator=source),
         )
 
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
 
 class Peer:
     """The script's loop.
 
     Args:
+        models: on the device where it is to run; so is each batch.
         encode: whether autoencoder and text encoder run in every step, as they do in the script.
     """
 
@@ -93,7 +102,7 @@ class Peer:
         self.vae = models.vae.requires_grad_(False).to(BF16)
         self.unet = models.unet.requires_grad_(False)
         self.text_encoder = models.text_encoder.requires_grad_(False).to(BF16)
-        self.control = ControlNetModel.from_unet(self.unet).train()
+        self.control = ControlNetModel.from_unet(self.unet).to(self.unet.device).train()  # it is made on the CPU
         self.unet.to(BF16)
         self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.optimizer = torch.optim.AdamW(self.control.parameters(), lr=1e-5, weight_decay=1e-2)
@@ -106,7 +115,7 @@ class Peer:
                 latents = self.vae.encode(batch.pixels.to(BF16)).latent_dist.sample() * self.vae.config.scaling_factor
                 text = self.text_encoder(batch.ids, return_dict=False)[0]
         noisy = self.scheduler.add_noise(latents.float(), batch.noise, batch.timesteps).to(BF16)
-        with torch.autocast("cpu", BF16):
+        with torch.autocast(noisy.device.type, BF16):
             down, middle = self.control(
                 noisy, batch.timesteps, text, controlnet_cond=batch.hint.to(BF16), return_dict=False
             )

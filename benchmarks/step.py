@@ -2,9 +2,11 @@
 
 In: a size. Out: a table, and JSON where a path is given. Each side is a process of its own, so that their peaks of
 memory can be told apart; they take turns, a step each, so that whatever else the machine does slows both alike.
+It runs on a GPU where there is one, which both sides share. Models and batch lie there before the first step.
 
     python benchmarks/step.py --size sd15 --latents 32 --json step.json     # random weights; 16 GB of memory
     python benchmarks/step.py --size embedded --batch 24 --no-encode
+    python benchmarks/step.py --size sd15 --latents 64 --batch 4 --rounds 20 --device cuda
 """
 
 import argparse
@@ -20,27 +22,39 @@ from types import SimpleNamespace
 from typing import Any
 
 SIDES = ("peer", "ours")
+GPU_WARMUP = 5  # steps until a GPU's libraries, allocator and clocks have settled
 
 
 # --- in a process of its own
 
 
 def serve(args: argparse.Namespace) -> None:
-    """Answer every line from the parent with what one step took."""
+    """Say on what device this side is; then answer every line from the parent with what one step took."""
     import torch
     from peer import Batch, Models, Peer
 
+    from bridle.base.load import pick_device
     from bridle.train.memory import peak_memory_bytes
 
     torch.set_num_threads(args.threads)
-    models = getattr(Models, args.size)()
-    batch = Batch.random(models, args.batch, args.latents)
+    device = torch.device(pick_device(args.device))
+    on_gpu = device.type == "cuda"
+    models = getattr(Models, args.size)().to(device)
+    batch = Batch.random(models, args.batch, args.latents).to(device)
     side: Any = Peer(models, args.encode) if args.side == "peer" else ours(models, batch)
+    wait = torch.cuda.synchronize if on_gpu else lambda: None  # a GPU works on after a call returned
+    name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
+    print(json.dumps({"device": device.type, "device_name": name}), flush=True)
     for _ in sys.stdin:
+        wait()
         wall_s, cpu_s = time.perf_counter(), time.process_time()
         loss = side.step(batch)
+        wait()
         took = {"wall_s": time.perf_counter() - wall_s, "cpu_s": time.process_time() - cpu_s, "loss": loss}
-        print(json.dumps(took | {"peak_bytes": peak_memory_bytes(torch.device("cpu"))}), flush=True)
+        peaks = {"peak_bytes": peak_memory_bytes(device)}  # on a GPU: reserved, which is at least what is allocated
+        if on_gpu:
+            peaks["peak_allocated_bytes"] = torch.cuda.max_memory_allocated(device)
+        print(json.dumps(took | peaks), flush=True)
 
 
 def ours(models: Any, batch: Any) -> Any:
@@ -51,7 +65,14 @@ def ours(models: Any, batch: Any) -> Any:
 
 
 def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
-    """Args: changes: to the settings. Returns: the trainer, and the rows of a step, every draw of which is given."""
+    """Set up what a run of Bridle does, where the models are.
+
+    Args:
+        batch: on the same device, or on the CPU, as in a run; the trainer moves what it needs.
+        changes: to the settings.
+
+    Returns: the trainer, and the rows of a step, every draw of which is given.
+    """
     import torch
     from diffusers import DDPMScheduler
 
@@ -86,7 +107,7 @@ def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
         posterior=torch.zeros_like(batch.noise),
         noise=batch.noise,
         timesteps=batch.timesteps,
-        drop_prompt=torch.zeros(count, dtype=torch.bool),
+        drop_prompt=torch.zeros(count, dtype=torch.bool, device=batch.noise.device),
     )
     return trainer, Rows(ids, pairs, draws)
 
@@ -97,44 +118,62 @@ def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Let both sides take their turns."""
     sides = {side: start(args, side) for side in SIDES}
+    where = {side: hear(process) for side, process in sides.items()}["ours"]  # the peer is there as well
+    warmup = max(args.warmup, GPU_WARMUP) if where["device"] == "cuda" else args.warmup
     taken: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for round_number in range(args.warmup + args.rounds):
+    for round_number in range(warmup + args.rounds):
         for side, process in sides.items():
             took = ask(process)
-            if round_number >= args.warmup:
+            if round_number >= warmup:
                 taken[side].append(took)
-            print(f"{side:5} {took['wall_s']:7.2f} s  cpu {took['cpu_s']:7.2f} s  loss {took['loss']:.4f}", flush=True)
+            print(f"{side:5} {took['wall_s']:8.3f} s  cpu {took['cpu_s']:8.3f} s  loss {took['loss']:.4f}", flush=True)
     for process in sides.values():
         process.communicate()
     result: dict[str, Any] = {"size": args.size, "latents": args.latents, "batch": args.batch, "encode": args.encode}
+    result |= where | {"warmup": warmup, "rounds": args.rounds}
     for side in SIDES:
-        result[side] = {
-            "wall_s": statistics.median(took["wall_s"] for took in taken[side]),
-            "cpu_s": statistics.median(took["cpu_s"] for took in taken[side]),
-            "peak_gib": max(took["peak_bytes"] for took in taken[side]) / 2**30,
-        }
+        result[side] = summarize(taken[side], args.batch)
     pairs = list(zip(taken["peer"], taken["ours"], strict=True))
     result["ratio_wall"] = statistics.median(a["wall_s"] / b["wall_s"] for a, b in pairs)
     result["ratio_cpu"] = statistics.median(a["cpu_s"] / b["cpu_s"] for a, b in pairs)
     return result
 
 
+def summarize(taken: list[dict[str, float]], batch: int) -> dict[str, float]:
+    """Medians of one side's steps, and the peaks of its memory; what is allocated is known of a GPU alone."""
+    wall_s = statistics.median(took["wall_s"] for took in taken)
+    summary = {
+        "wall_s": wall_s,
+        "cpu_s": statistics.median(took["cpu_s"] for took in taken),
+        "samples_per_s": batch / wall_s,
+    }
+    peaks = {name: name.removesuffix("bytes") + "gib" for name in taken[0] if name.startswith("peak_")}
+    return summary | {gib: max(took[name] for took in taken) / 2**30 for name, gib in peaks.items()}
+
+
 def start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
     command = [sys.executable, __file__, "--side", side, "--size", args.size, "--latents", str(args.latents)]
-    command += ["--batch", str(args.batch), "--threads", str(args.threads)] + ([] if args.encode else ["--no-encode"])
+    command += ["--batch", str(args.batch), "--threads", str(args.threads), "--device", args.device]
+    command += [] if args.encode else ["--no-encode"]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def ask(process: "subprocess.Popen[str]") -> dict[str, float]:
+    """Have a side take a step. Returns: what it took."""
     assert process.stdin is not None
-    assert process.stdout is not None
     print("step", file=process.stdin, flush=True)
+    return hear(process)
+
+
+def hear(process: "subprocess.Popen[str]") -> dict[str, Any]:
+    """The next line of a side."""
+    assert process.stdout is not None
     line = process.stdout.readline()
     if not line:
         raise SystemExit("a side ended early; what it said is above")
-    took: dict[str, float] = json.loads(line)
-    return took
+    said: dict[str, Any] = json.loads(line)
+    return said
 
 
 def main() -> None:
@@ -143,8 +182,9 @@ def main() -> None:
     parser.add_argument("--latents", type=int, help="width of the square latents; 32, or 16 for the embedded base")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--warmup", type=int, default=2, help=f"rounds left out; on a GPU {GPU_WARMUP} or more")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU, else the CPU")
     parser.add_argument("--no-encode", dest="encode", action="store_false", help="leave the peer's encoders out")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
