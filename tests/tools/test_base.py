@@ -73,7 +73,7 @@ def test_flat_drawings_are_always_called_flat_and_others_never():
 
 def test_what_is_held_out_is_not_encoded(tmp_path):
     kept, held_out, flat = concept(), concept(hexcode="1f350", held_out=True), concept(style=pictures.NOTO)
-    views = [view for _, view in latents.emoji_views(pack_emoji(tmp_path / "p.zip", [kept, held_out, flat]))]
+    views = [draw()[1] for draw in latents.emoji_views(pack_emoji(tmp_path / "p.zip", [kept, held_out, flat]))]
     assert Counter(view.concept for view in views) == {0: latents.VIEWS["fluent"], 2: latents.VIEWS["noto"]}
 
 
@@ -87,7 +87,7 @@ def test_held_out_scenes_are_not_encoded_and_the_others_twice(tmp_path):
             archive.writestr(f"{number:06}.webp", buffer.getvalue())
         rows = [{**ABOUT, "number": number, "split": split} for number, split in enumerate(("train", "held_out"))]
         archive.writestr("scenes.jsonl", "\n".join(json.dumps(row) for row in rows))
-    (plain, first), (mirrored, second) = latents.scene_views(tmp_path / "scenes.zip")
+    (plain, first), (mirrored, second) = (draw() for draw in latents.scene_views(tmp_path / "scenes.zip"))
     assert first.scene["caption"] == second.scene["caption"] == ABOUT["caption"]
     assert np.array_equal(plain, mirrored[:, ::-1])
     assert plain[0, 0, 0] == 1

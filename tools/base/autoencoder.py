@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import perceptual
 import pictures
 import real
 import state
@@ -26,6 +27,7 @@ from torch import Tensor
 CROP_PX = 64
 KL_WEIGHT = 1e-6
 SIMILARITY_WEIGHT = 0.2
+PERCEPTUAL_WEIGHT = 0.2
 SIMILARITY_PX = 7
 
 
@@ -117,7 +119,7 @@ def held_out_pictures(concepts: list[pictures.Concept], rgba: np.ndarray, count:
 
 
 def train(args: argparse.Namespace) -> None:
-    device, stop, started = state.pick_device(), state.Stop(), time.time()
+    device, started = state.pick_device(), time.time()
     concepts, rgba = pictures.load(args.pictures)
     held_out = {"emoji": held_out_pictures(concepts, rgba).to(device)}
     kinds = [
@@ -136,6 +138,7 @@ def train(args: argparse.Namespace) -> None:
     if args.decoder_only:
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
+    looks = None if args.perceptual is None else perceptual.Perceptual(args.perceptual).to(device)
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, fused=True)
     step = 0
@@ -150,14 +153,21 @@ def train(args: argparse.Namespace) -> None:
         vae.load_state_dict(weights)
         ema.load_state_dict(weights)
 
-    while step < args.steps and not stop and time.time() - started < args.minutes * 60:
+    def draw(step: int) -> Tensor:
+        return draw_crops(kinds, args.batch, np.random.default_rng((step, args.decoder_only)))
+
+    first, pace = step, state.Pace(steps=args.steps, minutes=args.minutes, finish=args.finish, warmup=200)
+    draws = state.ahead(draw, range(step, args.steps))
+    while pace.goes_on(step):
         for group in optimizer.param_groups:
-            group["lr"] = args.lr * state.warmup_cosine(step, total=args.steps)
-        target = draw_crops(kinds, args.batch, np.random.default_rng((step, args.decoder_only))).to(device)
+            group["lr"] = args.lr * pace.lr(step)
+        target = next(draws).to(device, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16):
             posterior = vae.encode(target).latent_dist
             output = vae.decode(posterior.sample()).sample
         loss = loss_of(output, target) + KL_WEIGHT * posterior.kl().mean()
+        if looks is not None:
+            loss = loss + PERCEPTUAL_WEIGHT * looks(output, target).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
@@ -167,7 +177,8 @@ def train(args: argparse.Namespace) -> None:
         if step % args.report == 0 or step == args.steps:
             psnr = {f"psnr_db_{kind}": round(measure_psnr(ema, some), 2) for kind, some in held_out.items()}
             row = {"step": step, "loss": round(loss.item(), 4), **psnr}
-            print(json.dumps({**row, "crops_per_s": round(args.batch * step / (time.time() - started), 1)}), flush=True)
+            speed = args.batch * (step - first) / (time.time() - started)
+            print(json.dumps({**row, "crops_per_s": round(speed, 1)}), flush=True)
             write(args.out, name, vae, ema, optimizer, step)
     write(args.out, name, vae, ema, optimizer, step)
 
@@ -192,6 +203,8 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
+    parser.add_argument("--finish", action="store_true", help="let the learning rate fall towards the minutes' end")
+    parser.add_argument("--perceptual", type=Path, help="weights of perceptual.py, for a term of the loss")
     parser.add_argument("--report", type=int, default=250)
     parser.add_argument("--decoder-only", action="store_true")
     args = parser.parse_args()

@@ -4,7 +4,7 @@ In: `frozen/` (autoencoder and latents) and `pictures.zip` (for the names). Out:
 `model/`, the whole base in diffusers format, float32, averaged weights. `export.py` makes the shipped copy of it.
 
     python tools/base/denoiser.py --steps 6000                  # two CPU cores: some hours; stop and resume at will
-    python tools/base/denoiser.py --steps 40000 --batch 256 --lr 1.5e-3 --minutes 9   # a GPU, in slices
+    python tools/base/denoiser.py --batch 512 --lr 1.8e-3 --ema 0.998 --steps 99999 --minutes 7 --finish   # a GPU
 """
 
 import argparse
@@ -29,6 +29,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from bridle.base.schedule import read_schedule
 from bridle.train.memory import keep_freed_memory
 from bridle.train.objective import loss_weights
+from bridle.train.record import Recorded
 
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 PLAIN_SHARE = 0.25  # of the draws of an emoji that show the picture as it is
@@ -124,7 +125,7 @@ class Views:
         return clean, said, torch.randn(mean.shape, generator=generator), (slices * 1000).long()
 
 
-def make_optimizers(model: nn.Module, lr: float) -> state.Optimizers:
+def make_optimizers(model: nn.Module) -> state.Optimizers:
     """Muon inside, AdamW for what reads and writes.
 
     Measured on this model from the same state: 90 steps of Muon lowered the loss as far as 300 of AdamW, at 1.7 times
@@ -135,7 +136,7 @@ def make_optimizers(model: nn.Module, lr: float) -> state.Optimizers:
         for name, weight in model.named_parameters()
         if weight.ndim >= 2 and not any(edge in name for edge in ("embedding", "conv_in", "conv_out"))
     }
-    return state.Optimizers(model, inner, lr=lr, weight_decay=0.01, fused=True)
+    return state.Optimizers(model, inner, weight_decay=0.01, fused=True)
 
 
 def learn_words(views: Views, folder: Path) -> CLIPTokenizer:
@@ -172,7 +173,7 @@ def begin_from(folder: Path, model: nn.ModuleDict, tokenizer: CLIPTokenizer) -> 
 
 
 def train(args: argparse.Namespace) -> None:
-    device, stop, started = state.pick_device(), state.Stop(), time.time()
+    device, started = state.pick_device(), time.time()
     concepts, _ = pictures.load(args.pictures)
     views = Views(args.out / "frozen", concepts)
     tokenizer = learn_words(views, args.out / "tokenizer")
@@ -189,7 +190,7 @@ def train(args: argparse.Namespace) -> None:
     if saved is None and args.start is not None:
         begin_from(args.start, model, tokenizer)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = make_optimizers(model, args.lr)
+    optimizer = make_optimizers(model)
     step = 0
     if saved is not None:
         model.load_state_dict(saved["model"])
@@ -198,22 +199,31 @@ def train(args: argparse.Namespace) -> None:
         step = saved["step"]
         print(f"resumed at step {step}", flush=True)
 
-    first, losses = step, []
-    while step < args.steps and not stop and time.time() - started < args.minutes * 60:
+    def draw(step: int) -> tuple[Tensor, ...]:
         clean, said, noise, timesteps = views.draw(step, args.batch)
-        noisy = scheduler.add_noise(clean, noise, timesteps).to(device)
-        ids = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        ids = tokenizer(said, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        weights = loss_weights(timesteps, schedule, "balanced")
+        return ids, scheduler.add_noise(clean, noise, timesteps), noise, timesteps, weights
+
+    def move(ids: Tensor, noisy: Tensor, noise: Tensor, timesteps: Tensor, weights: Tensor) -> list[Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             text = model["text_encoder"](ids)[0]
-            output = model["unet"](noisy, timesteps.to(device), text).sample
-        error = (output.float() - noise.to(device)).square().mean((1, 2, 3))
-        loss = (loss_weights(timesteps, schedule, "balanced").to(device) * error).mean()
+            output = model["unet"](noisy, timesteps, text).sample
+        loss = (weights * (output.float() - noise).square().mean((1, 2, 3))).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step(args.lr * state.warmup_cosine(step, total=args.steps, warmup=300))
+        optimizer.step()
         model.zero_grad()
+        return [loss.detach()]
+
+    first, losses, recorded = step, [], Recorded(move, print)
+    pace = state.Pace(steps=args.steps, minutes=args.minutes, finish=args.finish, warmup=300)
+    draws = state.ahead(draw, range(step, args.steps))
+    while pace.goes_on(step):
+        (loss,) = recorded(*[drawn.to(device, non_blocking=True) for drawn in next(draws)])
+        optimizer.take(args.lr * pace.lr(step))
         state.average(ema, model, step, decay=args.ema)
-        losses.append(loss.detach())
+        losses.append(loss.clone())
         step += 1
         if step % args.report == 0:
             speed = args.batch * (step - first) / (time.time() - started)
@@ -260,6 +270,7 @@ if __name__ == "__main__":
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--ema", type=float, default=0.996)
     parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
+    parser.add_argument("--finish", action="store_true", help="let the learning rate fall towards the minutes' end")
     parser.add_argument("--report", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=200)
     train(parser.parse_args())

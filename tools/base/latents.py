@@ -8,8 +8,9 @@ out.
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 
 SCENE = "scene"
 VIEWS = {pictures.FLUENT: 10, pictures.NOTO: 4, SCENE: 2}
+BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,54 +107,63 @@ def load(folder: Path) -> tuple[Tensor, Tensor, list[View]]:
     return tensors["mean"].float(), tensors["std"].float(), views
 
 
-def emoji_views(pack: Path) -> Iterator[tuple[np.ndarray, View]]:
+Draw = Callable[[], tuple[np.ndarray, View]]  # the picture, [H, W, 3] in [0, 1], is made when it is asked for
+
+
+def emoji_views(pack: Path) -> Iterator[Draw]:
     """All views of the emoji that are drawn and not held out."""
     concepts, rgba = pictures.load(pack)
     for row, concept in enumerate(concepts):
         if captions.is_drawn(concept) and not concept.held_out:
             for number in range(VIEWS[concept.style]):
-                yield draw_view(concepts, rgba, row, number)
+                yield partial(draw_view, concepts, rgba, row, number)
 
 
-def scene_views(pack: Path) -> Iterator[tuple[np.ndarray, View]]:
+def scene_views(pack: Path) -> Iterator[Draw]:
     """The training scenes of a pack, each as it is and mirrored: captions never say left or right."""
     for about, picture in pictures.read_scenes(pack):
         if about["split"] == "train":
-            image = picture.astype(np.float32) / 255
             facts = {key: about[key] for key in ("caption", "things", "floor", "wall")}
-            yield image, View(kind=SCENE, number=0, scene=facts)
-            yield image[:, ::-1], View(kind=SCENE, number=1, scene=facts)
+            for number in range(VIEWS[SCENE]):
+                yield partial(scene_view, picture, View(kind=SCENE, number=number, scene=facts))
 
 
-def as_pixels(images: list[np.ndarray]) -> Tensor:
-    """[H, W, 3] in [0, 1] each, to [B, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() * 2 - 1
+def scene_view(picture: np.ndarray, view: View) -> tuple[np.ndarray, View]:
+    image = picture.astype(np.float32) / 255
+    return (image[:, ::-1] if view.number else image), view
+
+
+def make_batch(draws: Sequence[Draw]) -> tuple[Tensor, list[View]]:
+    """Returns: pictures [B, 3, H, W] in [-1, 1], and what they show."""
+    images, views = zip(*(draw() for draw in draws), strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() * 2 - 1, list(views)
 
 
 @torch.no_grad()
 def main(args: argparse.Namespace) -> None:
     device = state.pick_device()
     vae = AutoencoderKL.from_pretrained(args.vae).to(device).eval()
-    shown = [*emoji_views(args.pictures), *(pair for pack in args.scenes for pair in scene_views(pack))]
-    print(f"{len(shown)} views", flush=True)
+    draws = [*emoji_views(args.pictures), *(draw for pack in args.scenes for draw in scene_views(pack))]
+    print(f"{len(draws)} views", flush=True)
     if not args.normalised:
-        normalise(vae, as_pixels([image for image, _ in shown[:: max(1, len(shown) // 1000)]]).to(device))
+        normalise(vae, make_batch(draws[:: max(1, len(draws) // 1000)])[0].to(device))
     vae.save_pretrained(args.out / "vae")
 
-    means, deviations = [], []
-    for start in range(0, len(shown), 32):
-        pixels = as_pixels([image for image, _ in shown[start : start + 32]]).to(device)
+    means, deviations, shown = [], [], []
+    batches = [draws[start : start + BATCH] for start in range(0, len(draws), BATCH)]
+    for number, (pixels, views) in enumerate(state.ahead(make_batch, batches)):
         with torch.autocast(device.type, torch.bfloat16):
-            posterior = vae.encode(pixels).latent_dist
+            posterior = vae.encode(pixels.to(device)).latent_dist
         means.append(posterior.mean.half().cpu())
         deviations.append(posterior.std.half().cpu())
-        if start % 3200 == 0:
-            print(f"{start} of {len(shown)} encoded", flush=True)
+        shown.extend(views)
+        if number % 50 == 0:
+            print(f"{len(shown)} of {len(draws)} encoded", flush=True)
     save_file(
         {"mean": torch.cat(means).contiguous(), "std": torch.cat(deviations).contiguous()},
         args.out / "latents.safetensors",
     )
-    (args.out / "views.jsonl").write_text("\n".join(json.dumps(asdict(view)) for _, view in shown))
+    (args.out / "views.jsonl").write_text("\n".join(json.dumps(asdict(view)) for view in shown))
 
 
 if __name__ == "__main__":

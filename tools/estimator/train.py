@@ -31,10 +31,10 @@ FILE = "scene_maps.safetensors"
 LEAST_LR = 0.02  # part of the learning rate that is left at the end
 
 
-def make_optimizers(net: nn.Module, lr: float) -> state.Optimizers:
+def make_optimizers(net: nn.Module) -> state.Optimizers:
     """Muon for the convolutions inside; AdamW for the rest."""
     inner = {n for n, w in net.named_parameters() if w.ndim == 4 and not n.startswith(("stem", "head"))}
-    return state.Optimizers(net, inner, lr=lr, weight_decay=0.02, fused=False)
+    return state.Optimizers(net, inner, weight_decay=0.02, fused=False)
 
 
 def loss_of(found: SceneMaps, wanted: scenes.Rows) -> Tensor:
@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> None:
     rows, held_out = scenes.load(args.scenes, "train"), scenes.load(args.scenes, "held_out")
     torch.manual_seed(0)
     net = SceneNet().to(device)
-    ema, optimizers, step, spent = copy.deepcopy(net), make_optimizers(net, args.lr), 0, 0.0
+    ema, optimizers, step, spent = copy.deepcopy(net), make_optimizers(net), 0, 0.0
     if (saved := state.load(args.out / "state.pt")) is not None:
         net.load_state_dict(saved["net"])
         ema.load_state_dict(saved["ema"])
@@ -92,7 +92,8 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         warm = min(1, (step + 1) / 50)
-        optimizers.step(args.lr * warm * (LEAST_LR + (1 - LEAST_LR) * (1 + math.cos(math.pi * spent / total)) / 2))
+        optimizers.step()
+        optimizers.take(args.lr * warm * (LEAST_LR + (1 - LEAST_LR) * (1 + math.cos(math.pi * spent / total)) / 2))
         net.zero_grad()
         state.average(ema, net, step, decay=0.99)
         step += 1
