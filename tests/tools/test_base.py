@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import zipfile
 from collections import Counter
 from dataclasses import asdict
@@ -11,8 +12,10 @@ import captions
 import denoiser
 import latents
 import numpy as np
+import perceptual
 import pictures
 import pytest
+import state
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -117,3 +120,64 @@ def test_the_autoencoder_is_trained_on_the_similarity_that_is_measured():
     tensors = [torch.from_numpy(x).expand(1, 3, -1, -1) for x in (a, b)]
     assert autoencoder.similarity(*tensors).mean().item() == pytest.approx(expected, abs=1e-5)
     assert autoencoder.similarity(tensors[0], tensors[0]).mean().item() == pytest.approx(1.0)
+
+
+def train_a_little(move):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(6, 5, bias=False), torch.nn.Linear(5, 4))
+    for step in range(4):
+        net(torch.randn(3, 6, generator=torch.Generator().manual_seed(step))).square().mean().backward()
+        move(net, step)
+        net.zero_grad()
+    return [weight.detach().clone() for weight in net.parameters()]
+
+
+def test_a_share_of_a_full_move_is_a_move_at_that_rate():
+    rates, ours, theirs = [0.1, 0.05, 0.02, 0.01], [], []
+
+    def by_share(net, step):
+        if not ours:
+            ours.append(state.Optimizers(net, {"0.weight"}, weight_decay=0.1, fused=False))
+        ours[0].step()
+        ours[0].take(rates[step])
+
+    def by_rate(net, step):
+        if not theirs:
+            matrix, *rest = net.parameters()
+            how = {"lr": 1.0, "weight_decay": 0.1}
+            theirs.append(torch.optim.Muon([matrix], adjust_lr_fn="match_rms_adamw", **how))
+            theirs.append(torch.optim.AdamW(rest, betas=(0.9, 0.99), **how))
+        for optimizer in theirs:
+            optimizer.param_groups[0]["lr"] = rates[step]
+            optimizer.step()
+
+    for a, b in zip(train_a_little(by_share), train_a_little(by_rate), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_a_lent_machines_training_ends_with_a_small_rate(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(state.time, "monotonic", lambda: now[0])
+    pace = state.Pace(steps=10**6, minutes=1, finish=True, warmup=2)
+    rates = []
+    for step, now_s in enumerate((20.0, 21.0, 40.0, 59.9)):  # 20 s until the first step, for what is compiled
+        now[0] = now_s
+        assert pace.goes_on(step)
+        rates.append(pace.lr(step))
+    assert rates == pytest.approx([0.5, 0.998, 0.51, 0.02], abs=0.01)
+    now[0] = 60.0
+    assert not pace.goes_on(4)
+
+
+def test_perceptual_weights_are_read_without_running_anything():
+    class Harm:
+        def __reduce__(self):
+            return print, ("harm",)
+
+    with pytest.raises(pickle.UnpicklingError, match="is no NumPy array"):
+        perceptual.ArraysOnly(io.BytesIO(pickle.dumps(Harm()))).load()
+    array = np.arange(3.0)
+    found = perceptual.ArraysOnly(
+        io.BytesIO(pickle.dumps({"a": array}, protocol=3).replace(b"numpy._core", b"numpy.core"))
+    ).load()
+    assert found["a"].tolist() == array.tolist()

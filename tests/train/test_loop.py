@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from bridle.cache.store import Cache
-from bridle.errors import TrainError
-from bridle.train import loop, watch
+from bridle.errors import ConfigError, TrainError
+from bridle.train import loop, trainer, watch
 from bridle.train.log import RunLog, read_rows
 from bridle.train.settings import MachineSettings, ProbeSettings
 
@@ -209,17 +209,32 @@ def test_the_learning_rate_rises_once_and_then_stays(new_run: Any) -> None:
 def test_the_base_is_left_as_it_was_found(new_run: Any, wide_cache: Cache, precision: str, checkpointing: bool) -> None:
     run = new_run("run", precision=precision, steps=1)
     run.cache = wide_cache
-
-    def found() -> list[Any]:
-        """Of each module all but its weights' values: where another run on the same base would compute otherwise."""
-        entries = ("forward", "processor", "gradient_checkpointing", "_forward_pre_hooks")
-        modules = list(run.base.denoiser.modules())
-        placed = [[repr(vars(module).get(entry)) for entry in entries] for module in modules]
-        return [placed, [weight.stride() for weight in run.base.denoiser.parameters()]]
-
-    before = found()
+    before = ways(run.base)
     run.start(machine=MachineSettings(gradient_checkpointing=checkpointing))
-    assert found() == before
+    assert ways(run.base) == before
+
+
+def test_a_run_that_is_refused_leaves_the_base_as_it_found_it(
+    new_run: Any, wide_cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **how: Any) -> Any:
+        raise ConfigError("no such optimiser here")
+
+    run = new_run("run", precision="bf16", steps=1)
+    run.cache = wide_cache
+    before = ways(run.base)
+    monkeypatch.setattr(trainer, "make_optimizer", refuse)
+    with pytest.raises(ConfigError):
+        run.start()
+    assert ways(run.base) == before
+
+
+def ways(base: Any) -> list[Any]:
+    """Of each module all but its weights' values: where another run on the same base would compute otherwise."""
+    entries = ("forward", "processor", "gradient_checkpointing", "_forward_pre_hooks")
+    modules = list(base.denoiser.modules())
+    placed = [[repr(vars(module).get(entry)) for entry in entries] for module in modules]
+    return [placed, [weight.stride() for weight in base.denoiser.parameters()]]
 
 
 def test_the_learning_rate_falls_over_the_last_steps_where_asked(new_run: Any) -> None:

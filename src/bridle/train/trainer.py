@@ -110,7 +110,11 @@ class Trainer:
         self.averages: dict[str, Tensor] = {}
         self.original: dict[str, Tensor] = {}  # the base's weights before they were unlocked
         self.phase, self.joined = first_phase(settings), {"copy": 0}
-        self._open(0)
+        try:
+            self._open(0)
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def micro(self) -> int:
