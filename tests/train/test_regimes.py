@@ -13,6 +13,7 @@ from bridle.control.text import Text
 from bridle.errors import ConfigError
 from bridle.train import watch
 from bridle.train.log import read_rows
+from bridle.train.record import Recorded
 from bridle.train.regime import Verdict, first_phase, next_switch
 from bridle.train.settings import ProbeSettings, TrainSettings
 from bridle.train.trainer import Trainer
@@ -51,6 +52,31 @@ def test_the_middle_link_alone_trains_no_other_and_keeps_nothing_for_it(new_run:
     assert not any(name.startswith(SKIPS) for name in trainer.trained)
     residuals = trainer.control(*tiny.make_inputs())
     assert all(link.numel() == 1 and not link.requires_grad for link in residuals.down)
+
+
+@pytest.mark.parametrize("regime", ["standard", "small", "large"])
+def test_a_step_as_one_function_of_tensors_is_the_same_step(new_run: Any, regime: str) -> None:
+    """A CUDA graph records that function; here it is called."""
+
+    def train(whole: bool) -> dict[str, torch.Tensor]:
+        trainer = make_trainer(new_run("run"), regime=regime, batch=4, accumulate=1)
+        for first, phase in ((0, first_phase(trainer.settings)), (2, "unlocked" if regime == "large" else "connected")):
+            if phase != trainer.phase:
+                trainer.switch(phase, first)
+            calls = []
+
+            def step(*inputs: torch.Tensor, at: Trainer = trainer, calls: list[int] = calls) -> Any:
+                calls.append(1)
+                return at._whole_step(*inputs)
+
+            trainer.recorded = Recorded(step) if whole else None
+            steps(trainer, first, first + 2)
+            assert len(calls) == (2 if whole else 0)
+        return {name: weight.detach().clone() for name, weight in trainer.trained.items()}
+
+    plain = train(False)
+    for name, weight in train(True).items():
+        torch.testing.assert_close(weight, plain[name], rtol=1e-5, atol=1e-7)
 
 
 def test_connecting_all_links_changes_no_output_at_that_moment(new_run: Any) -> None:
