@@ -159,15 +159,15 @@ class Trainer:
         for start in range(0, count, self.micro):
             check()
             part, last = slice(start, start + self.micro), start + self.micro >= count
-            inputs = self._inputs(rows.batch[part], rows.draws[part])
+            batch, draws = rows.batch[part], rows.draws[part]
             if self.recorded is not None and count == self.micro:
-                loss, *gradients = self.recorded(*inputs)
+                loss, *gradients = self.recorded(*self._inputs(batch, draws))
                 assert loss is not None
                 for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
                     parameter.grad = gradient
             else:
                 with reducing(self.model, last):
-                    loss = self._errors(*inputs)
+                    loss = self.losses(batch, draws)
                     (loss.sum() / count).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
