@@ -155,6 +155,22 @@ def test_a_share_of_a_full_move_is_a_move_at_that_rate():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+def test_a_state_of_another_rate_and_device_goes_on_at_the_full_move():
+    net = torch.nn.Linear(4, 3)
+    net(torch.ones(2, 4)).sum().backward()
+    first, second = (state.Optimizers(net, {"weight"}, weight_decay=0.1, fused=False) for _ in range(2))
+    first.step()
+    saved = first.state_dict()
+    for one in saved:  # as an earlier version left it, and as a GPU does
+        one["param_groups"][0] |= {"lr": 1e-5, "capturable": True}
+    second.load_state_dict(saved)
+    before = net.bias.detach().clone()
+    second.step()
+    assert (net.bias - before).abs().min() > 0.5
+    assert [optimizer.param_groups[0]["lr"] for optimizer in second.all] == [1.0, 1.0]
+    assert len(second.state_dict()[1]["state"]) == 1
+
+
 def test_a_lent_machines_training_ends_with_a_small_rate(monkeypatch):
     now = [0.0]
     monkeypatch.setattr(state.time, "monotonic", lambda: now[0])

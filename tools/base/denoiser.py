@@ -206,6 +206,7 @@ def train(args: argparse.Namespace) -> None:
         return ids, scheduler.add_noise(clean, noise, timesteps), noise, timesteps, weights
 
     def move(ids: Tensor, noisy: Tensor, noise: Tensor, timesteps: Tensor, weights: Tensor) -> list[Tensor]:
+        model.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             text = model["text_encoder"](ids)[0]
             output = model["unet"](noisy, timesteps, text).sample
@@ -213,7 +214,6 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        model.zero_grad()
         return [loss.detach()]
 
     first, losses, recorded = step, [], Recorded(move, print)

@@ -39,7 +39,7 @@ class Pace:
     def lr(self, step: int) -> float:
         """Factor on the learning rate."""
         now_s = time.monotonic()
-        if self.first:  # before it, programs are compiled; what that takes is not training
+        if self.first:  # what comes before it, starting loaders and libraries, is not training
             self.began_s, self.first = now_s, False
         done = max(0, step - self.warmup) / max(1, self.steps - self.warmup)
         if self.finish:
@@ -131,8 +131,9 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self.all]
 
     def load_state_dict(self, states: list[dict]) -> None:
-        for optimizer, state_of_it in zip(self.all, states, strict=True):
-            optimizer.load_state_dict(state_of_it)
+        """Go on with what the optimisers remember; how they move stays as it is here, by full moves on this device."""
+        for optimizer, saved in zip(self.all, states, strict=True):
+            optimizer.load_state_dict({**saved, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 class Stop:

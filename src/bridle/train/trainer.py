@@ -174,6 +174,7 @@ class Trainer:
 
     def _whole_step(self, *inputs: Tensor) -> list[Tensor | None]:
         """Errors and gradients of all of a step's pairs, where they fit in one pass."""
+        self.optimizer.zero_grad(set_to_none=True)  # a recording that was broken off may have left some
         errors = self._errors(*inputs)
         errors.mean().backward()
         return [errors.detach(), *[parameter.grad for parameter in self.trained.values()]]
