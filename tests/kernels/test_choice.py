@@ -67,8 +67,8 @@ def test_another_process_on_this_machine_chooses_the_same_without_measuring(
 def test_what_another_process_wrote_first_stands(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     choice.pick(("a", 1), Ways())
     kept = json.loads(fresh.read_text())
-    (key,) = kept[choice._machine()]
-    kept[choice._machine()][key] = "slow"
+    (key,) = kept[choice.machine()]
+    kept[choice.machine()][key] = "slow"
     fresh.write_text(json.dumps(kept))
     choice.pick(("b", 1), Ways())
     forget(monkeypatch)
@@ -81,7 +81,7 @@ def test_a_damaged_file_is_measured_over(fresh: Path, content: str) -> None:
     fresh.parent.mkdir(parents=True)
     fresh.write_text(content)
     assert choice.pick(("a", 1), Ways()) == "fast"
-    assert json.loads(fresh.read_text())[choice._machine()]
+    assert json.loads(fresh.read_text())[choice.machine()]
 
 
 def test_a_name_that_is_no_way_any_more_is_measured_again(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ def test_two_processes_that_measure_at_once_agree(fresh: Path) -> None:
     def others_write_first() -> dict[str, choice.Way]:
         fresh.parent.mkdir(parents=True, exist_ok=True)
         key = repr(("a", 1, torch.get_num_threads()))
-        fresh.write_text(json.dumps({choice._machine(): {key: "slow"}}))
+        fresh.write_text(json.dumps({choice.machine(): {key: "slow"}}))
         return Ways()()
 
     choice._kept()

@@ -5,8 +5,6 @@ A way is never guessed: what wins differs by shape, number of threads and proces
 """
 
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -17,9 +15,12 @@ from typing import Any
 import torch
 
 from bridle.atomic import write_text
+from bridle.kernels import native
+from bridle.kernels.machine import cache_folder, processor
 
 Way = Callable[[], Any]
 CHOSEN: dict[tuple[Any, ...], str] = {}  # by this process so far
+EDITION = 2  # to be raised wherever ways are added: what was measured without them is then measured anew
 REPEATS = 3
 HOPELESS = 1.5  # a way that takes this much longer than the best at its first try is not tried again
 
@@ -62,19 +63,14 @@ def _time(way: Way) -> float:
 
 
 def _file() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "bridle" / "kernels.json"
+    return cache_folder() / "kernels.json"
 
 
 @cache
-def _machine() -> str:
-    """What the choices hold for: this processor and this PyTorch."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, torch {torch.__version__}"
+def machine() -> str:
+    """What the choices hold for: this processor, this PyTorch, and the ways that there are here."""
+    compiled = "compiled" if native.library() is not None else "without a compiler"
+    return f"{processor()}, {compiled}, ways {EDITION}"
 
 
 def _read() -> dict[str, dict[str, str]]:
@@ -89,18 +85,18 @@ def _read() -> dict[str, dict[str, str]]:
 @cache
 def _kept() -> dict[str, str]:
     """What earlier processes chose on this machine, read once."""
-    kept = _read().get(_machine(), {})
+    kept = _read().get(machine(), {})
     return kept if isinstance(kept, dict) else {}
 
 
 def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
     """Write down what was measured, unless another process has been first meanwhile: its choice then is this one's."""
     kept = _read()
-    mine = kept.get(_machine())
+    mine = kept.get(machine())
     mine = dict(mine) if isinstance(mine, dict) else {}
     if mine.get(key) in ways:
         return mine[key]
     mine[key] = measured
     with suppress(OSError):  # a home that cannot be written: every process measures for itself
-        write_text(_file(), json.dumps(kept | {_machine(): mine}, indent=1, sort_keys=True))
+        write_text(_file(), json.dumps(kept | {machine(): mine}, indent=1, sort_keys=True))
     return measured

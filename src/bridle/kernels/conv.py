@@ -6,6 +6,7 @@ forward convolution with turned weights.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +16,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bridle.kernels.choice import pick
-from bridle.kernels.working import BF16, cast, sum_rows, working
-
-LAST = torch.channels_last
-MOST_GATHERED = 64 * 2**20  # elements of gathered neighbourhoods beyond which that way is not even tried
+from bridle.kernels.packed import convolve_packed, multiply_packed, pack_filters, pack_rows, packs
+from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
+from bridle.kernels.working import BF16, cast, gradient_type, sum_rows, working
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -43,50 +43,70 @@ class Spec:
 
     Args:
         channels: of its input the first so many get a gradient, the others zero; all where None.
+        fixed: whether the weight stays as it is for long, so that it is worth packing; a locked one does.
     """
 
-    def __init__(self, conv: nn.Conv2d, channels: int | None = None) -> None:
+    def __init__(self, conv: nn.Conv2d, channels: int | None = None, *, fixed: bool = False) -> None:
         self.conv = conv
         self.channels = conv.in_channels if channels is None else channels
         self.stride, self.padding, self.kernel = conv.stride[0], int(conv.padding[0]), conv.kernel_size[0]
+        self.turned_padding = self.kernel - 1 - self.padding
         self.numbers = (conv.in_channels, conv.out_channels, self.kernel, self.stride, self.padding)
+        self.fixed = fixed
 
     @property
     def steps(self) -> tuple[Any, ...]:
         """What PyTorch's backward pass of convolutions wants to know."""
         return [self.stride] * 2, [self.padding] * 2, [1, 1], False, [0, 0], 1
 
-    def form(self, name: str, *, forward: bool) -> Tensor:
-        afresh = forward and self.conv.weight.requires_grad
-        return working(self.conv, "weight").get(self.conv.weight, name, FORMS[name], afresh=afresh)
+    @property
+    def trained(self) -> bool:
+        """Whether the weight will be another one in the next step."""
+        return self.conv.weight.requires_grad and not self.fixed
 
     def bias(self) -> Any:
-        return cast(self.conv, "bias", forward=True)
+        return cast(self.conv, "bias")
 
 
-# --- forms of a weight [D, C, k, k]
+# --- forms of a weight [D, C, k, k], for inputs or gradients of a shape
 
 
-def last(weight: Tensor) -> Tensor:
+def last(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
     """As a convolution reads it best."""
     return weight.contiguous(memory_format=LAST)
 
 
-def rows(weight: Tensor) -> Tensor:
+def rows(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
     """[D, k*k*C]: what `gather` is multiplied by."""
     return weight.permute(0, 2, 3, 1).reshape(len(weight), -1)
 
 
-def turned(weight: Tensor) -> Tensor:
-    """[C, D, k, k], turned by half a circle: the convolution that is its transpose."""
-    return weight.flip(2, 3).transpose(0, 1).contiguous(memory_format=LAST)
+def turned(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    """[wanted, D, k, k], turned by half a circle: the convolution that is its transpose."""
+    return weight[:, : spec.channels].flip(2, 3).transpose(0, 1).contiguous(memory_format=LAST)
 
 
-def turned_rows(weight: Tensor) -> Tensor:
-    return rows(turned(weight))
+def turned_rows(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return rows(turned(weight, spec, shape), spec, shape)
 
 
-FORMS: dict[str, Callable[[Tensor], Tensor]] = {f.__name__: f for f in (last, rows, turned, turned_rows)}
+def packed(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return pack_filters(weight, spec.stride, spec.padding, shape)
+
+
+def packed_rows(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return pack_rows(rows(weight, spec, shape), shape[0] * shape[2] * shape[3] // spec.stride**2)
+
+
+def packed_turned(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return pack_filters(turned(weight, spec, shape), 1, spec.turned_padding, shape)
+
+
+def packed_turned_rows(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return pack_rows(turned_rows(weight, spec, shape), shape[0] * shape[2] * shape[3])
+
+
+Form = Callable[[Tensor, Spec, torch.Size], Tensor]
 
 
 # --- forward: a way takes (input, weight's form, spec)
@@ -101,11 +121,18 @@ def forward_product(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
     return spread(F.linear(gathered, weight, spec.bias()), size)
 
 
+def forward_packed(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
+    return convolve_packed(hidden, weight, spec.bias(), spec.stride, spec.padding)
+
+
+def forward_packed_product(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
+    gathered, size = gather(hidden, spec.kernel, spec.stride, spec.padding)
+    return spread(multiply_packed(gathered, weight, spec.bias()), size)
+
+
 def forward(hidden: Tensor, spec: Spec) -> Tensor:
     """The convolution."""
-
-    names = ("direct", "product") if gathers(hidden, spec) else ("direct",)
-    return run("forward", names, spec, hidden)
+    return run(FORWARD, spec, hidden)
 
 
 # --- gradient of the input: a way takes (gradient, weight's form, spec, input's height and width)
@@ -122,34 +149,33 @@ def input_direct(gradient: Tensor, weight: Tensor, spec: Spec, height: int, widt
 
 
 def input_forward(gradient: Tensor, weight: Tensor, spec: Spec, height: int, width: int) -> Tensor:
-    return F.conv2d(gradient, weight[: spec.channels], None, 1, spec.kernel - 1 - spec.padding)
+    return F.conv2d(gradient, weight, None, 1, spec.turned_padding)
 
 
 def input_product(gradient: Tensor, weight: Tensor, spec: Spec, height: int, width: int) -> Tensor:
-    gathered, size = gather(gradient, spec.kernel, 1, spec.kernel - 1 - spec.padding)
-    return spread(gathered @ weight[: spec.channels].t(), size)
+    gathered, size = gather(gradient, spec.kernel, 1, spec.turned_padding)
+    return spread(gathered @ weight.t(), size)
 
 
 def input_scatter(gradient: Tensor, weight: Tensor, spec: Spec, height: int, width: int) -> Tensor:
     """What every output pixel has to say to its neighbourhood, added up: reads the weight as the forward pass does."""
-    size, kernel, stride, padding = (len(gradient), *gradient.shape[2:]), spec.kernel, spec.stride, spec.padding
-    said = (flat(gradient) @ weight).view(*size, kernel, kernel, -1)[..., : spec.channels]
-    sums = said.new_zeros(size[0], height + 2 * padding, width + 2 * padding, spec.channels, dtype=torch.float32)
-    for row in range(kernel):
-        rows = slice(row, row + stride * size[1], stride)
-        for column in range(kernel):
-            sums[:, rows, column : column + stride * size[2] : stride] += said[:, :, :, row, column]
-    inside = sums[:, padding : padding + height, padding : padding + width]
-    return inside.to(BF16, memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+    size, kernel = (len(gradient), *gradient.shape[2:]), spec.kernel
+    said = (flat(gradient) @ weight).view(*size, kernel, kernel, -1)
+    return scatter(said, height, width, spec.channels, spec.stride, spec.padding)
+
+
+def input_packed(gradient: Tensor, weight: Tensor, spec: Spec, height: int, width: int) -> Tensor:
+    return convolve_packed(gradient, weight, None, 1, spec.turned_padding)
+
+
+def input_packed_product(gradient: Tensor, weight: Tensor, spec: Spec, height: int, width: int) -> Tensor:
+    gathered, size = gather(gradient, spec.kernel, 1, spec.turned_padding)
+    return spread(multiply_packed(gathered, weight, None), size)
 
 
 def input_gradient(gradient: Tensor, shape: torch.Size, spec: Spec) -> Tensor:
     """[B, D, H', W'] to the gradient of the input, [B, C, H, W]."""
-
-    names = ["direct"] if spec.stride > 1 else ["direct", "forward"]
-    if gathers(gradient, spec):
-        names += ["scatter"] if spec.stride > 1 else ["scatter", "product"]
-    found = run("input", names, spec, gradient, shape[2], shape[3])
+    found = run(INPUT, spec, gradient, shape[2], shape[3])
     unwanted = shape[1] - spec.channels
     return F.pad(found, (0, 0, 0, 0, 0, unwanted)) if unwanted else found
 
@@ -175,13 +201,16 @@ WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product}
 
 
 def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
-    """The gradient of the weight, [D, C, k, k], in the weight's own type."""
+    """The gradient of the weight, [D, C, k, k], in the type that its gradients have, and the weight's order."""
+    weight = spec.conv.weight
+    order = LAST if weight.is_contiguous(memory_format=LAST) else torch.contiguous_format
 
     def in_full(way: Any) -> Tensor:
-        return torch.empty_like(spec.conv.weight).copy_(way(gradient, hidden, spec))
+        found: Tensor = way(gradient, hidden, spec)
+        return found.to(gradient_type(weight), memory_format=order)
 
     def timed() -> dict[str, Any]:
-        names = ("direct", "product") if gathers(hidden, spec) else ("direct",)
+        names = ("direct", "product") if gathers(hidden, spec.kernel) else ("direct",)
         return {name: lambda name=name: in_full(WEIGHT_WAYS[name]) for name in names}
 
     return in_full(WEIGHT_WAYS[pick(("weight", *spec.numbers, *hidden.shape), timed)])
@@ -189,67 +218,66 @@ def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
 
 # --- what they share
 
-WAYS: dict[tuple[str, str], tuple[Callable[..., Tensor], str]] = {
-    ("forward", "direct"): (forward_direct, "last"),
-    ("forward", "product"): (forward_product, "rows"),
-    ("input", "direct"): (input_direct, "last"),
-    ("input", "forward"): (input_forward, "turned"),
-    ("input", "scatter"): (input_scatter, "rows"),
-    ("input", "product"): (input_product, "turned_rows"),
+
+@dataclass(frozen=True)
+class Way:
+    """A way to compute, the form of the weight that it takes, and where it is a way at all."""
+
+    compute: Callable[..., Tensor]
+    form: Form
+    gathers: bool = False  # it reads neighbourhoods as rows
+    packs: bool = False  # it is worth its form only where that is made once
+    strides: bool = True  # it knows strides beyond 1
+
+
+FORWARD: dict[str, Way] = {
+    "direct": Way(forward_direct, last),
+    "product": Way(forward_product, rows, gathers=True),
+    "packed": Way(forward_packed, packed, packs=True),
+    "packed_product": Way(forward_packed_product, packed_rows, gathers=True, packs=True),
+}
+INPUT: dict[str, Way] = {
+    "direct": Way(input_direct, last),
+    "forward": Way(input_forward, turned, strides=False),
+    "scatter": Way(input_scatter, rows, gathers=True),
+    "product": Way(input_product, turned_rows, gathers=True, strides=False),
+    "packed": Way(input_packed, packed_turned, packs=True, strides=False),
+    "packed_product": Way(input_packed_product, packed_turned_rows, gathers=True, packs=True, strides=False),
 }
 
 
-def run(what: str, names: Sequence[str], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor:
-    """By the fastest of the named ways; a trained weight's form is made anew at every step, so it is timed as well."""
-    trained = spec.conv.weight.requires_grad
+def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor:
+    """By the fastest of the ways; a trained weight's form is made anew at every step, so it is timed as well."""
+    trained = spec.trained
 
     def timed() -> dict[str, Any]:
-        weight = spec.conv.weight.detach()
-        found = {}
-        for name in names:
-            way, form = WAYS[what, name]
-            made = FORMS[form](weight.to(BF16))
+        weight, found = spec.conv.weight.detach(), {}
+        for name in able(ways, spec, hidden):
+            way = ways[name]
+            made = way.form(weight.to(BF16), spec, hidden.shape)
 
-            def once(way: Any = way, form: str = form, made: Tensor = made) -> Tensor:
-                return way(hidden, FORMS[form](weight.to(BF16)) if trained else made, spec, *sizes)
+            def once(way: Way = way, made: Tensor = made) -> Tensor:
+                form = way.form(weight.to(BF16), spec, hidden.shape) if trained else made
+                return way.compute(hidden, form, spec, *sizes)
 
             found[name] = once
         return found
 
-    name = pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)
-    way, form = WAYS[what, name]
-    return way(hidden, spec.form(form, forward=what == "forward"), spec, *sizes)
+    what = "forward" if ways is FORWARD else "input"
+    way = ways[pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)]
+    forms = working(spec.conv, "weight")
+    form = forms.get(spec.conv.weight, way.form.__name__, lambda weight: way.form(weight, spec, hidden.shape))
+    return way.compute(hidden, form, spec, *sizes)
 
 
-def gathers(hidden: Tensor, spec: Spec) -> bool:
-    """Whether to gather neighbourhoods at all: beyond some size that only moves memory."""
-    return hidden.numel() * spec.kernel**2 <= MOST_GATHERED
-
-
-def gather(hidden: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, tuple[int, int, int]]:
-    """Every pixel's neighbourhood as a row: [B, C, H, W] to [B*H'*W', k*k*C], and (B, H', W')."""
-    channels = hidden.shape[1]
-    pixels = hidden.permute(0, 2, 3, 1)
-    if padding:
-        pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
-    batch, height, width, _ = pixels.shape
-    size = (batch, (height - kernel) // stride + 1, (width - kernel) // stride + 1)
-    if kernel == 1 and stride == 1:
-        return pixels.reshape(-1, channels), size
-    row, column = pixels.stride(1), pixels.stride(2)
-    strides = (pixels.stride(0), row * stride, column * stride, row, column, 1)
-    windows = pixels.as_strided((*size, kernel, kernel, channels), strides)
-    return windows.reshape(-1, kernel * kernel * channels), size
-
-
-def spread(found: Tensor, size: tuple[int, int, int]) -> Tensor:
-    """[B*H*W, C] to [B, C, H, W], channels last."""
-    return found.view(*size, -1).permute(0, 3, 1, 2)
-
-
-def flat(hidden: Tensor) -> Tensor:
-    """[B, C, H, W], channels last, to [B*H*W, C]."""
-    return hidden.permute(0, 2, 3, 1).reshape(-1, hidden.shape[1])
+def able(ways: dict[str, Way], spec: Spec, hidden: Tensor) -> Sequence[str]:
+    """The names of the ways that such a convolution can be computed by."""
+    small, packable = gathers(hidden, spec.kernel), not spec.trained and packs()
+    return [
+        name
+        for name, way in ways.items()
+        if (small or not way.gathers) and (packable or not way.packs) and (spec.stride == 1 or way.strides)
+    ]
 
 
 class Conv(Function):

@@ -8,38 +8,82 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bridle.kernels.working import BF16, cast, sum_rows
+from bridle.kernels.choice import pick
+from bridle.kernels.packed import multiply_packed, pack_rows, packs
+from bridle.kernels.working import BF16, Form, cast, gradient_type, sum_rows, working
 
 
-def project(linear: nn.Linear, hidden: Tensor) -> Tensor:
+class Spec:
+    """One linear layer. Args: fixed: whether its weight stays as it is for long, so that it is worth packing."""
+
+    def __init__(self, linear: nn.Linear, *, fixed: bool = False) -> None:
+        self.linear, self.fixed = linear, fixed
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weight will be another one in the next step."""
+        return self.linear.weight.requires_grad and not self.fixed
+
+
+def project(spec: Spec, hidden: Tensor) -> Tensor:
     """Stands in for a linear layer's `forward`: [..., C] to [..., D], bfloat16."""
-    hidden = hidden.to(BF16)
+    hidden, linear = hidden.to(BF16), spec.linear
     if not torch.is_grad_enabled() or not (hidden.requires_grad or linear.weight.requires_grad):
-        return F.linear(hidden, cast(linear, "weight", forward=True), cast(linear, "bias", forward=True))
-    output: Tensor = Linear.apply(hidden, linear.weight, linear.bias, linear)
+        return forward(hidden, spec)
+    output: Tensor = Linear.apply(hidden, linear.weight, linear.bias, spec)
     return output
+
+
+def forward(hidden: Tensor, spec: Spec) -> Tensor:
+    linear = spec.linear
+    given = hidden.reshape(-1, hidden.shape[-1])
+    return multiply("linear", given, linear.weight, cast(linear, "bias"), spec, as_it_is).unflatten(0, hidden.shape[:-1])
+
+
+def multiply(what: str, rows: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec, turn: Form) -> Tensor:
+    """[N, C] to [N, D] by the fastest of two ways. Args: turn: the weight in bfloat16 to [D, C]."""
+    forms = working(spec.linear, "weight")
+
+    def plain() -> Tensor:
+        return F.linear(rows, turn(forms.get(weight, "cast", as_it_is)), bias)
+
+    def packed() -> Tensor:
+        return multiply_packed(rows, forms.get(weight, f"packed {what}", pack), bias)
+
+    def pack(weight: Tensor) -> Tensor:
+        return pack_rows(turn(weight), len(rows))
+
+    if spec.trained or not packs():
+        return plain()
+    ways = {"plain": plain, "packed": packed}
+    return ways[pick((what, *rows.shape, *weight.shape), lambda: ways)]()
+
+
+def as_it_is(weight: Tensor) -> Tensor:
+    return weight
 
 
 class Linear(Function):
     """The same, with gradients."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, linear: nn.Linear) -> Any:
-        ctx.linear = linear
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> Any:
+        ctx.spec = spec
         ctx.save_for_backward(hidden if weight.requires_grad else None)
-        return F.linear(hidden, cast(linear, "weight", forward=True), cast(linear, "bias", forward=True))
+        return forward(hidden, spec)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        (hidden,), linear = ctx.saved_tensors, ctx.linear
+        (hidden,), linear = ctx.saved_tensors, ctx.spec.linear
         gradient = gradient.to(BF16)
         rows = gradient.reshape(-1, gradient.shape[-1])
         for_hidden = for_weight = for_bias = None
         if ctx.needs_input_grad[0]:
-            for_hidden = gradient @ cast(linear, "weight")
+            found = multiply("linear_input", rows, linear.weight, None, ctx.spec, Tensor.t)
+            for_hidden = found.unflatten(0, gradient.shape[:-1])
         if ctx.needs_input_grad[1]:
-            for_weight = (rows.t() @ hidden.reshape(-1, hidden.shape[-1])).to(linear.weight.dtype)
+            for_weight = (rows.t() @ hidden.reshape(-1, hidden.shape[-1])).to(gradient_type(linear.weight))
         if ctx.needs_input_grad[2]:
             for_bias = sum_rows(rows).to(linear.bias.dtype)
         return for_hidden, for_weight, for_bias, None

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
+from bridle.kernels import native
 from bridle.kernels.choice import pick
 from bridle.kernels.working import BF16
 
@@ -30,7 +31,7 @@ def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
     sizes = (hidden.shape[0], hidden.shape[1], hidden.shape[2] * hidden.shape[3])
     weight, bias = norm.weight.detach(), norm.bias.detach()
 
-    def native() -> Normalised:
+    def theirs() -> Normalised:
         found = torch.ops.aten.native_group_norm(hidden, weight, bias, *sizes, norm.num_groups, norm.eps)
         return found[0], found[1].float(), found[2].float()
 
@@ -38,7 +39,9 @@ def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
         normal, mean, inverse = sums_forward(rows(hidden), norm, weight, bias)
         return image(normal, hidden), mean, inverse
 
-    ways = {"native": native, "sums": sums}
+    ways = {"native": theirs, "sums": sums}
+    if compiles(norm):
+        ways["compiled"] = lambda: native.group_norm(hidden, norm, weight.float(), bias.float())
     return ways[pick(("norm", *hidden.shape, norm.num_groups), lambda: ways)]()
 
 
@@ -49,7 +52,7 @@ def backward(
     sizes = (hidden.shape[0], hidden.shape[1], hidden.shape[2] * hidden.shape[3])
     weight = norm.weight.detach()
 
-    def native() -> Normalised:
+    def theirs() -> Normalised:
         kind = weight.dtype
         found: Normalised = torch.ops.aten.native_group_norm_backward(
             gradient, hidden, mean.to(kind), inverse.to(kind), weight, *sizes, norm.num_groups, [True, trained, trained]
@@ -60,8 +63,15 @@ def backward(
         found = sums_backward(rows(gradient), rows(hidden), mean, inverse, norm.num_groups, weight)
         return image(found[0], hidden), found[1], found[2]
 
-    ways = {"native": native, "sums": sums}
+    ways = {"native": theirs, "sums": sums}
+    if compiles(norm):
+        ways["compiled"] = lambda: native.group_norm_backward(gradient, hidden, mean, inverse, weight.float())
     return ways[pick(("norm_backward", *hidden.shape, norm.num_groups, trained), lambda: ways)]()
+
+
+def compiles(norm: nn.GroupNorm) -> bool:
+    """Whether the compiled function does such a normalisation: two groups have to fit what it keeps."""
+    return native.library() is not None and 2 * norm.num_channels // norm.num_groups <= native.MOST_CHANNELS
 
 
 def rows(hidden: Tensor) -> Tensor:

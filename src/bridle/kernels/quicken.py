@@ -6,14 +6,15 @@ from functools import partial
 from typing import Any
 
 import torch
+from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
 
-from bridle.kernels import conv, linear, norm
+from bridle.kernels import conv, gate, linear, native, norm
 from bridle.kernels.stand_in import Forward, Undo, stand_in
 from bridle.kernels.working import computes_bf16
 
 
-def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None) -> Undo:
+def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None, fixed: bool = False) -> Undo:
     """Have convolutions, linear layers and group normalisations compute by the fastest way that is known for them.
 
     Only in bfloat16 on a CPU: under autocast, or where features come in it. Anything else runs the modules' own code.
@@ -22,13 +23,15 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None)
     Args:
         models: U-Nets, or controls of them.
         channels: convolutions of which only the first so many input channels need a gradient; the others get zero.
+        fixed: whether no weight changes while this lasts, so that all are worth packing; locked ones are anyway. What
+            is packed takes as much memory again as the weights in bfloat16.
 
     Returns: what makes the models as they were; calling it twice does no harm.
     """
     limits = channels or {}
     with ExitStack() as undo:
         for module in [module for model in models for module in model.modules()]:
-            compute, before = way_of(module, limits), vars(module).get("forward")
+            compute, before = way_of(module, limits, fixed), vars(module).get("forward")
             if compute is None or not (before is None or getattr(before, "func", None) is choose):
                 continue
             if before is None:
@@ -53,14 +56,26 @@ def turn_weights(*models: nn.Module) -> Undo:
     return partial(lay, torch.contiguous_format)
 
 
-def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int]) -> Callable[[Tensor], Tensor] | None:
+def trained_products(model: nn.Module) -> list[nn.Parameter]:
+    """The trained weights of convolutions and linear layers that `quicken` computes with."""
+    modules = [module for module in model.modules() if type(module) is nn.Linear or is_known_conv(module)]
+    return [module.weight for module in modules if module.weight.requires_grad]
+
+
+def is_known_conv(module: nn.Module) -> bool:
+    return type(module) is nn.Conv2d and conv.fits(module)
+
+
+def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) -> Callable[[Tensor], Tensor] | None:
     """What computes in the module's place; None where nothing does."""
-    if type(module) is nn.Conv2d and conv.fits(module):
-        return partial(conv.convolve, conv.Spec(module, channels.get(module)))
+    if is_known_conv(module):
+        return partial(conv.convolve, conv.Spec(module, channels.get(module), fixed=fixed))
     if type(module) is nn.Linear:
-        return partial(linear.project, module)
+        return partial(linear.project, linear.Spec(module, fixed=fixed))
     if type(module) is nn.GroupNorm and module.affine:
         return partial(norm.normalise, module)
+    if type(module) is GEGLU and native.library() is not None:
+        return partial(gate.gate, module)
     return None
 
 

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bridle.kernels import native
+
 BF16 = torch.bfloat16
 Form = Callable[[Tensor], Tensor]
 
@@ -21,14 +23,13 @@ class Working:
         self.made: dict[str, Tensor] = {}
         self.of: tuple[int, int] | None = None
 
-    def get(self, weight: Tensor, name: str, form: Form, *, afresh: bool = False) -> Tensor:
+    def get(self, weight: Tensor, name: str, form: Form) -> Tensor:
         """The form of that name: `form` of the weight in bfloat16.
 
-        Args:
-            afresh: whether it may have changed unseen: PyTorch's fused optimisers do not count what they change.
+        Whoever changes a weight where PyTorch does not count it has to say so: `torch.autograd.graph.increment_version`.
         """
         now = (weight.data_ptr(), weight._version)
-        if afresh or now != self.of:
+        if now != self.of:
             self.made, self.of = {}, now
         if name not in self.made:
             with torch.no_grad():
@@ -55,16 +56,15 @@ class Forms(dict[str, Working]):
         return Forms, ()
 
 
-def cast(module: nn.Module, name: str, *, forward: bool = False) -> Any:
-    """A module's parameter in bfloat16; None where it has none.
-
-    Args:
-        forward: whether a forward pass asks: where the parameter is trained it may have changed since.
-    """
+def cast(module: nn.Module, name: str) -> Any:
+    """A module's parameter in bfloat16; None where it has none."""
     parameter = getattr(module, name)
-    if parameter is None:
-        return None
-    return working(module, name).get(parameter, "cast", identity, afresh=forward and parameter.requires_grad)
+    return None if parameter is None else working(module, name).get(parameter, "cast", identity)
+
+
+def gradient_type(weight: Tensor) -> torch.dtype:
+    """What type of number its gradient is to have; before PyTorch 2.10 it is the weight's."""
+    return getattr(weight, "grad_dtype", None) or weight.dtype
 
 
 def computes_bf16(hidden: Tensor) -> bool:
@@ -77,5 +77,7 @@ def identity(weight: Tensor) -> Tensor:
 
 
 def sum_rows(rows: Tensor) -> Tensor:
-    """[N, C] to [C], as a product: PyTorch's own sum over rows first makes a float32 copy of all of them."""
+    """[N, C] to [C]: PyTorch's own sum over rows first makes a float32 copy of all of them."""
+    if native.library() is not None:
+        return native.sum_rows(rows.contiguous())
     return (rows.new_ones(1, len(rows)) @ rows)[0]

@@ -8,7 +8,6 @@ from torch import nn
 
 from bridle.control.control import denoiser_of
 from bridle.kernels.quicken import quicken
-from bridle.sample.pack import pack
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
 
@@ -30,8 +29,7 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
             models = [denoiser, *controls]
             drawing = [*models, *([] if vae is None else [vae])]
             if denoiser.device.type == "cpu":
-                around.callback(pack(*drawing))
-                around.callback(quicken(*drawing))
+                around.callback(quicken(*drawing, fixed=True))
             around.callback(keep_text(*models))
             around.callback(share_halves(*models))
         yield

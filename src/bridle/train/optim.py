@@ -1,7 +1,7 @@
 """Optimisers. In: groups of parameters. Out: a torch optimiser, and its state as a flat table of named tensors."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from bridle.errors import ConfigError, TrainError
+from bridle.kernels import native
 
 OptimizerKind = Literal["adamw", "adamw8bit"]
 TABLES = ("qmap1", "qmap2")  # of bitsandbytes: constants, the same for every parameter
@@ -43,11 +44,13 @@ def make_optimizer(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, 
 class DenseAdamW(AdamW):
     """PyTorch's fused AdamW, which copies all that is not contiguous on the way in and out, given it as it lies.
 
-    Weights that convolve with channels last are dense, but in another order; the update asks for no order.
+    Weights that convolve with channels last are dense, but in another order; the update asks for no order. On a CPU
+    that can compile, a loop of our own takes its place where it is faster; gradients may then be bfloat16.
     """
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
+        divide = getattr(self, "grad_scale", None)
         for at, group in enumerate(self.param_groups):
             trained = [
                 (number, parameter) for number, parameter in enumerate(group["params"]) if parameter.grad is not None
@@ -56,6 +59,9 @@ class DenseAdamW(AdamW):
                 if not self.state[parameter]:
                     self.state[parameter] = fresh_state(self, at, number)
             parameters = [parameter for _, parameter in trained]
+            if parameters and compiles(parameters):
+                self.by_loop(group, parameters, 1.0 if divide is None else 1.0 / divide.item())
+                continue
             states = [self.state[parameter] for parameter in parameters]
             adamw(
                 [as_it_lies(parameter) for parameter in parameters],
@@ -65,7 +71,7 @@ class DenseAdamW(AdamW):
                 [],
                 [state["step"] for state in states],
                 fused=True,
-                grad_scale=getattr(self, "grad_scale", None),
+                grad_scale=divide,
                 amsgrad=False,
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],
@@ -75,11 +81,49 @@ class DenseAdamW(AdamW):
                 maximize=False,
             )
 
+    def by_loop(self, group: dict[str, Any], parameters: Sequence[nn.Parameter], scale: float) -> None:
+        """The same for a group by our own loop. Args: scale: what gradients are multiplied by."""
+        beta1, beta2 = group["betas"]
+        for parameter in parameters:
+            state, gradient = self.state[parameter], parameter.grad
+            assert gradient is not None
+            taken = state["step"].add_(1).item()
+            corrected, root = 1 / (1 - beta1**taken), (1 - beta2**taken) ** -0.5
+            how = group["lr"], beta1, beta2, group["eps"], group["weight_decay"], corrected, root
+            gradient = lying_like(parameter, gradient)
+            native.adamw(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], scale, *how)
+
+
+def compiles(parameters: Sequence[Tensor]) -> bool:
+    """Whether our own loops do: for dense float32 weights on a CPU that can compile, whole in this process."""
+    plain = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
+    kind = {(parameter.device.type, parameter.dtype) for parameter in parameters}
+    return plain and kind == {("cpu", torch.float32)} and native.library() is not None
+
+
+def lying_like(parameter: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient with its numbers in the order in which the parameter's lie."""
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
+
 
 def as_it_lies(tensor: Tensor) -> Tensor:
     """The same memory as a contiguous tensor, where its channels are last."""
     last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return tensor.permute(0, 2, 3, 1) if last else tensor
+
+
+def halve_gradients(optimizer: Optimizer, weights: Iterable[nn.Parameter], *, on: bool) -> None:
+    """Have weights' gradients be bfloat16, or float32 again, where the optimiser reads such; none may be there yet.
+
+    Products in bfloat16 give no other gradients anyway. Sums of several passes, though, are to be float32.
+    """
+    weights = list(weights)
+    if type(optimizer) is DenseAdamW and hasattr(Tensor, "grad_dtype") and compiles(weights):
+        for weight in weights:
+            vars_of: Any = weight
+            vars_of.grad_dtype = torch.bfloat16 if on else torch.float32
 
 
 def clip(optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float) -> float:
@@ -88,12 +132,24 @@ def clip(optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float) 
     Where the optimiser is fused and nothing is sharded it scales them as it reads them: that saves a pass over all.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients)
     if isinstance(optimizer, AdamW) and not isinstance(norm, DTensor):
         vars(optimizer)["grad_scale"] = ((norm + 1e-6) / most).clamp(min=1.0)  # what gradients are divided by
     else:
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
+
+
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """L2, float32: PyTorch's own would be rounded to bfloat16 where gradients are."""
+    if all(g.device.type == "cpu" and type(g) is Tensor and is_dense(g) for g in gradients) and native.library():
+        return torch.tensor(sum(native.square_sum(gradient) for gradient in gradients)).sqrt()
+    return nn.utils.get_total_norm(gradients)
+
+
+def is_dense(tensor: Tensor) -> bool:
+    """Whether it is all of a piece of memory, in any order, of numbers that our loops know."""
+    return tensor.dtype in (torch.float32, torch.bfloat16) and as_it_lies(tensor).is_contiguous()
 
 
 def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> dict[str, Tensor]:

@@ -28,14 +28,14 @@ from bridle.control.text import Text
 from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels.attention import choose_attention
-from bridle.kernels.quicken import quicken, turn_weights
+from bridle.kernels.quicken import quicken, trained_products, turn_weights
 from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
 from bridle.train.lighten import channels_from_below, lighten_decoder, refuse_skips
 from bridle.train.memory import is_out_of_memory, keep_freed_memory, return_freed_memory, set_gradient_checkpointing
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
-from bridle.train.optim import clip, make_optimizer, optimizer_state, restore_optimizer
+from bridle.train.optim import clip, halve_gradients, make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
 from bridle.train.record import Recorded
 from bridle.train.regime import Phase, first_phase, unlocks
@@ -149,6 +149,7 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr(step, group["part"])
             self.optimizer.step()
+            torch.autograd.graph.increment_version(self.trained.values())  # fused optimisers do not count what they do
             self._average(step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
@@ -156,6 +157,7 @@ class Trainer:
     def _gradients(self, rows: Rows, check: Callable[[], None]) -> Tensor:
         """Run backward through all rows, a micro-batch at a time. Returns: their losses."""
         losses, count = [], len(rows.ids)
+        halve_gradients(self.optimizer, self.products, on=count == self.micro)
         for start in range(0, count, self.micro):
             check()
             part, last = slice(start, start + self.micro), start + self.micro >= count
@@ -232,6 +234,7 @@ class Trainer:
             for parameter in part.values():
                 parameter.requires_grad_(True)
         self.undo()
+        self.products: list[nn.Parameter] = []  # trained weights whose gradients are products in bfloat16
         if isinstance(self.control, UNetControl):
             self.undo = self._speed_up()
         self.model = wrap(self.inner, self.world, self.machine.parallel)
@@ -263,6 +266,7 @@ class Trainer:
                 middle = self.phase == "middle"
                 limits = dict(channels_from_below(self.denoiser)) if middle else {}
                 undo.callback(quicken(self.control, self.denoiser, channels=limits))
+                self.products = [weight for weight in trained_products(self.inner) if self.world.size == 1]
                 if middle:
                     undo.callback(refuse_skips(self.denoiser))
                 return undo.pop_all().close

@@ -1,0 +1,319 @@
+/* What a training step does between its matrix products, in bfloat16 on a CPU, where PyTorch takes many times as long.
+
+   Features are rows: [rows, channels], channels next to each other, bfloat16 (the upper half of a float). Every function
+   computes in float32 and rounds once. Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's
+   number of threads, whose OpenMP library this is linked to. */
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+typedef uint16_t bf16;
+typedef int64_t size;
+
+#define EACH _Pragma("omp simd")
+#define SHARED(threads) PRAGMA(omp parallel for num_threads(threads) schedule(static))
+#define PRAGMA(x) _Pragma(#x)
+#define BLOCK 512     /* elements that stay in the fastest cache between two loops */
+#define PARALLEL 8192 /* elements below which threads cost more than they give */
+
+static inline int few(int threads, size elements) { return elements < PARALLEL ? 1 : threads; }
+static inline size least(size a, size b) { return a < b ? a : b; }
+
+static inline float up(bf16 x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
+/* Rounds to nearest, ties to even; what is no number stays none. */
+static inline bf16 down(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (bf16)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
+}
+
+/* e^x to 3e-7 of itself, for x as far as a float has room: 2^n times a polynomial on [-1/2, 1/2]. */
+static inline float exponential(float x) {
+    float scaled = x * 1.44269504f;
+    scaled = scaled > 126.f ? 126.f : scaled;
+    scaled = scaled < -126.f ? -126.f : scaled;
+    float whole = floorf(scaled + 0.5f), f = (scaled - whole) * 0.693147181f;
+    float p = 1.f + f * (1.f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
+    int32_t bits = ((int32_t)whole + 127) << 23;
+    float power;
+    memcpy(&power, &bits, 4);
+    return p * power;
+}
+
+static inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
+
+/* Abramowitz and Stegun 7.1.26, to 1.5e-7. */
+static inline float error_function(float x, float gauss) {
+    float a = fabsf(x), t = 1.f / (1.f + 0.3275911f * a);
+    float p = t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
+    return copysignf(1.f - p * gauss, x);
+}
+
+/* --- activations */
+
+void silu(const bf16 *x, bf16 *y, size count, int threads) {
+    SHARED(few(threads, count))
+    for (size block = 0; block < count; block += BLOCK) {
+        size end = least(block + BLOCK, count);
+        EACH for (size i = block; i < end; i++) {
+            float v = up(x[i]);
+            y[i] = down(v * sigmoid(v));
+        }
+    }
+}
+
+void silu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size count, int threads) {
+    SHARED(few(threads, count))
+    for (size block = 0; block < count; block += BLOCK) {
+        size end = least(block + BLOCK, count);
+        EACH for (size i = block; i < end; i++) {
+            float v = up(x[i]), s = sigmoid(v);
+            dx[i] = down(up(g[i]) * s * (1.f + v * (1.f - s)));
+        }
+    }
+}
+
+/* [rows, 2 * width] to [rows, width]: the first half times the GELU of the second. */
+void geglu(const bf16 *x, bf16 *y, size rows, size width, int threads) {
+    SHARED(few(threads, rows * width))
+    for (size row = 0; row < rows; row++) {
+        const bf16 *value = x + 2 * row * width, *gate = value + width;
+        bf16 *out = y + row * width;
+        EACH for (size i = 0; i < width; i++) {
+            float v = up(gate[i]), gauss = exponential(-0.5f * v * v);
+            out[i] = down(up(value[i]) * v * 0.5f * (1.f + error_function(v * 0.707106781f, gauss)));
+        }
+    }
+}
+
+void geglu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size rows, size width, int threads) {
+    SHARED(few(threads, rows * width))
+    for (size row = 0; row < rows; row++) {
+        const bf16 *value = x + 2 * row * width, *gate = value + width, *given = g + row * width;
+        bf16 *to_value = dx + 2 * row * width, *to_gate = to_value + width;
+        EACH for (size i = 0; i < width; i++) {
+            float v = up(gate[i]), gauss = exponential(-0.5f * v * v), pull = up(given[i]);
+            float below = 0.5f * (1.f + error_function(v * 0.707106781f, gauss));
+            to_value[i] = down(pull * v * below);
+            to_gate[i] = down(pull * up(value[i]) * (below + v * gauss * 0.398942280f));
+        }
+    }
+}
+
+/* --- group normalisation: x [batch, pixels, channels]; a unit of work is some groups of one sample */
+
+#define CHANNELS 4096 /* the most that a function sums at once; of a normalisation, two groups have no more */
+
+/* Into how many parts a sample's groups are shared out: for every thread one, and none too wide. */
+static inline size parts_of(size batch, size channels, size groups, int threads) {
+    size parts = batch >= threads ? 1 : least(groups, threads);
+    while (parts < groups && (groups / parts + 1) * (channels / groups) > CHANNELS) parts++;
+    return parts;
+}
+
+void group_norm(const bf16 *x, const float *weight, const float *bias, bf16 *y, float *mean, float *inverse,
+               size batch, size pixels, size channels, size groups, float eps, int threads) {
+    size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
+    SHARED(few(threads, batch * pixels * channels))
+    for (size unit = 0; unit < batch * parts; unit++) {
+        size sample = unit / parts, part = unit % parts;
+        size first = part * groups / parts, last = (part + 1) * groups / parts;
+        size from = first * wide, count = (last - first) * wide;
+        const bf16 *in = x + sample * pixels * channels + from;
+        bf16 *out = y + sample * pixels * channels + from;
+        float sum[CHANNELS] = {0}, square[CHANNELS] = {0}, slope[CHANNELS], level[CHANNELS];
+        for (size p = 0; p < pixels; p++) {
+            const bf16 *row = in + p * channels;
+            EACH for (size c = 0; c < count; c++) {
+                float v = up(row[c]);
+                sum[c] += v;
+                square[c] += v * v;
+            }
+        }
+        for (size group = 0; group < last - first; group++) {
+            double s = 0, q = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) s += sum[c], q += square[c];
+            double m = s / (double)(pixels * wide), variance = q / (double)(pixels * wide) - m * m;
+            float r = (float)(1.0 / sqrt((variance < 0 ? 0 : variance) + eps));
+            mean[sample * groups + first + group] = (float)m;
+            inverse[sample * groups + first + group] = r;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                slope[c] = r * weight[from + c];
+                level[c] = bias[from + c] - (float)m * slope[c];
+            }
+        }
+        for (size p = 0; p < pixels; p++) {
+            const bf16 *row = in + p * channels;
+            bf16 *to = out + p * channels;
+            EACH for (size c = 0; c < count; c++) to[c] = down(up(row[c]) * slope[c] + level[c]);
+        }
+    }
+}
+
+/* sums, along: [batch, channels], of the gradient, and of it times the normalised input. */
+void group_norm_backward(const bf16 *g, const bf16 *x, const float *weight, const float *mean, const float *inverse,
+                        bf16 *dx, float *sums, float *along, size batch, size pixels, size channels, size groups,
+                        int threads) {
+    size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
+    SHARED(few(threads, batch * pixels * channels))
+    for (size unit = 0; unit < batch * parts; unit++) {
+        size sample = unit / parts, part = unit % parts;
+        size first = part * groups / parts, last = (part + 1) * groups / parts;
+        size from = first * wide, count = (last - first) * wide;
+        size start = sample * pixels * channels + from;
+        float sum[CHANNELS] = {0}, product[CHANNELS] = {0}, pull[CHANNELS], slope[CHANNELS], level[CHANNELS];
+        for (size p = 0; p < pixels; p++) {
+            const bf16 *given = g + start + p * channels, *row = x + start + p * channels;
+            EACH for (size c = 0; c < count; c++) {
+                float v = up(given[c]);
+                sum[c] += v;
+                product[c] += v * up(row[c]);
+            }
+        }
+        for (size group = 0; group < last - first; group++) {
+            float m = mean[sample * groups + first + group], r = inverse[sample * groups + first + group];
+            double s = 0, q = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                float with = (product[c] - m * sum[c]) * r;
+                sums[sample * channels + from + c] = sum[c];
+                along[sample * channels + from + c] = with;
+                s += sum[c] * weight[from + c], q += with * weight[from + c];
+            }
+            double number = (double)(pixels * wide);
+            float tilt = (float)(-(double)r * r * q / number), flat = (float)(-r * s / number) - tilt * m;
+            for (size c = group * wide; c < (group + 1) * wide; c++)
+                pull[c] = r * weight[from + c], slope[c] = tilt, level[c] = flat;
+        }
+        for (size p = 0; p < pixels; p++) {
+            const bf16 *given = g + start + p * channels, *row = x + start + p * channels;
+            bf16 *to = dx + start + p * channels;
+            EACH for (size c = 0; c < count; c++) to[c] = down(up(given[c]) * pull[c] + up(row[c]) * slope[c] + level[c]);
+        }
+    }
+}
+
+/* --- convolutions as products */
+
+/* Every pixel's neighbourhood as a row: [batch, height, width, channels] to [batch * down * across, kernel^2 * channels],
+   zero beyond the edges. */
+void gather(const bf16 *x, bf16 *y, size batch, size height, size width, size channels, size kernel, size stride,
+            size padding, size down_, size across, int threads) {
+    size bytes = channels * sizeof(bf16);
+    SHARED(few(threads, batch * down_ * across * kernel * kernel * channels))
+    for (size line = 0; line < batch * down_; line++) {
+        size sample = line / down_, top = line % down_ * stride - padding;
+        for (size column = 0; column < across; column++) {
+            size left = column * stride - padding;
+            size from = left < 0 ? -left : 0, to = least(kernel, width - left);
+            for (size k = 0; k < kernel; k++) {
+                bf16 *out = y + ((line * across + column) * kernel + k) * kernel * channels;
+                if (top + k < 0 || top + k >= height) {
+                    memset(out, 0, kernel * bytes);
+                    continue;
+                }
+                if (from > 0) memset(out, 0, from * bytes);
+                const bf16 *in = x + ((sample * height + top + k) * width + left + from) * channels;
+                memcpy(out + from * channels, in, (to - from) * bytes);
+                if (to < kernel) memset(out + to * channels, 0, (kernel - to) * bytes);
+            }
+        }
+    }
+}
+
+/* The transpose of `gather`: what every pixel is told, added up. Of `channels` the first `wanted` are. */
+void scatter(const bf16 *said, bf16 *dx, size batch, size height, size width, size channels, size wanted, size kernel,
+            size stride, size padding, size down_, size across, int threads) {
+    SHARED(few(threads, batch * height * width * channels))
+    for (size line = 0; line < batch * height; line++) {
+        size sample = line / height, row = line % height + padding;
+        for (size column = padding; column < width + padding; column++) {
+            bf16 *out = dx + (line * width + column - padding) * wanted;
+            for (size first = 0; first < wanted; first += CHANNELS) {
+                size count = least(CHANNELS, wanted - first);
+                float sum[CHANNELS];
+                memset(sum, 0, count * sizeof(float));
+                for (size k = 0; k < kernel; k++) {
+                    size r = (row - k) / stride;
+                    if (row < k || (row - k) % stride || r >= down_) continue;
+                    for (size l = 0; l < kernel; l++) {
+                        size c = (column - l) / stride;
+                        if (column < l || (column - l) % stride || c >= across) continue;
+                        size from = (((sample * down_ + r) * across + c) * kernel + k) * kernel + l;
+                        const bf16 *in = said + from * channels + first;
+                        EACH for (size i = 0; i < count; i++) sum[i] += up(in[i]);
+                    }
+                }
+                EACH for (size i = 0; i < count; i++) out[first + i] = down(sum[i]);
+            }
+        }
+    }
+}
+
+/* [rows, channels] to [channels], float32. */
+void sum_rows(const bf16 *x, float *sums, size rows, size channels) {
+    for (size first = 0; first < channels; first += CHANNELS) {
+        size count = least(CHANNELS, channels - first);
+        double total[CHANNELS] = {0};
+        for (size block = 0; block < rows; block += BLOCK) {
+            float sum[CHANNELS];
+            memset(sum, 0, count * sizeof(float));
+            for (size row = block; row < least(block + BLOCK, rows); row++) {
+                const bf16 *in = x + row * channels + first;
+                EACH for (size c = 0; c < count; c++) sum[c] += up(in[c]);
+            }
+            EACH for (size c = 0; c < count; c++) total[c] += sum[c];
+        }
+        EACH for (size c = 0; c < count; c++) sums[first + c] = (float)total[c];
+    }
+}
+
+/* Of float32 numbers, or bfloat16 ones where `half`. */
+double square_sum(const void *x, size count, int half, int threads) {
+    double total = 0;
+    PRAGMA(omp parallel for num_threads(few(threads, count)) schedule(static) reduction(+ : total))
+    for (size block = 0; block < count; block += BLOCK) {
+        size end = least(block + BLOCK, count);
+        float sum = 0;
+        if (half) {
+            for (size i = block; i < end; i++) sum += up(((const bf16 *)x)[i]) * up(((const bf16 *)x)[i]);
+        } else {
+            for (size i = block; i < end; i++) sum += ((const float *)x)[i] * ((const float *)x)[i];
+        }
+        total += sum;
+    }
+    return total;
+}
+
+/* --- AdamW (arXiv 1711.05101), in one pass over all that it keeps */
+
+/* gradient: float32, or bfloat16 where `half`; it is multiplied by `scale`. corrected, root: 1 / (1 - beta^t) of the
+   first moment, and the square root of the second's. */
+void adamw(float *weight, const void *gradient, float *first, float *second, size count, int half, float scale, float lr,
+           float beta1, float beta2, float eps, float decay, float corrected, float root, int threads) {
+    float keep = 1.f - lr * decay, rate = lr * corrected;
+    SHARED(few(threads, count))
+    for (size block = 0; block < count; block += BLOCK) {
+        size end = least(block + BLOCK, count);
+        float g[BLOCK];
+        if (half) {
+            EACH for (size i = block; i < end; i++) g[i - block] = up(((const bf16 *)gradient)[i]) * scale;
+        } else {
+            EACH for (size i = block; i < end; i++) g[i - block] = ((const float *)gradient)[i] * scale;
+        }
+        EACH for (size i = block; i < end; i++) {
+            float v = g[i - block];
+            float m = first[i] + (v - first[i]) * (1.f - beta1), s = second[i] * beta2 + v * v * (1.f - beta2);
+            first[i] = m;
+            second[i] = s;
+            weight[i] = weight[i] * keep - rate * m / (sqrtf(s) * root + eps);
+        }
+    }
+}

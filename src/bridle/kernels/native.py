@@ -1,0 +1,214 @@
+"""`native.c`, compiled once by this machine's own C compiler, as functions of tensors.
+
+The compiler is what the environment's CC names, or else cc, gcc or clang; CC=false does without. Where there is none,
+or it fails, `library` is None and PyTorch computes everything. The compiled file lies in the user's cache folder.
+
+Tensors are bfloat16, on the CPU, and dense in the order that a function names; nothing is checked here.
+"""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bridle.atomic import write_with
+from bridle.kernels.machine import cache_folder, processor
+
+SOURCE = Path(__file__).with_name("native.c")
+COMPILERS = ("cc", "gcc", "clang")
+PATIENCE_S = 120.0
+MOST_CHANNELS = 4096  # of two groups of a normalisation
+# Sums may be reordered and products fused, or no loop would become one of vectors; infinities and NaN stay what they are.
+EXACTLY = (
+    "-O3 -std=gnu11 -shared -fPIC -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-signed-zeros "
+    "-fassociative-math -freciprocal-math"
+).split()
+# From the fastest to what every compiler takes.
+FLAGS = (
+    ["-march=native", "-mprefer-vector-width=512", "-fopenmp"],
+    ["-mcpu=native", "-fopenmp"],
+    ["-march=native"],
+    [],
+)
+size, real, number, memory = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+ARGUMENTS = {
+    "silu": [memory] * 2 + [size, number],
+    "silu_backward": [memory] * 3 + [size, number],
+    "geglu": [memory] * 2 + [size] * 2 + [number],
+    "geglu_backward": [memory] * 3 + [size] * 2 + [number],
+    "group_norm": [memory] * 6 + [size] * 4 + [real, number],
+    "group_norm_backward": [memory] * 8 + [size] * 4 + [number],
+    "gather": [memory] * 2 + [size] * 9 + [number],
+    "scatter": [memory] * 2 + [size] * 10 + [number],
+    "sum_rows": [memory] * 2 + [size] * 2,
+    "square_sum": [memory, size, number, number],
+    "adamw": [memory] * 4 + [size, number] + [real] * 8 + [number],
+}
+
+
+@cache
+def library() -> Any:
+    """The compiled functions; None where this machine has no compiler for them."""
+    for compiler in compilers():
+        for flags in FLAGS:
+            with suppress(OSError, subprocess.SubprocessError):
+                found = ctypes.CDLL(str(compiled(compiler, [*EXACTLY, *flags])))
+                for name, arguments in ARGUMENTS.items():
+                    getattr(found, name).argtypes = arguments
+                found.square_sum.restype = ctypes.c_double
+                return found
+    return None
+
+
+def compilers() -> Iterator[str]:
+    """Paths of the C compilers to try."""
+    named = os.environ.get("CC")
+    for name in [named] if named else COMPILERS:
+        path = shutil.which(name)
+        if path:
+            yield path
+
+
+def compiled(compiler: str, flags: list[str]) -> Path:
+    """The library that a compiler makes of `native.c`, from the cache folder where it is there.
+
+    Raises:
+        OSError: the folder cannot be written, or the compiler not be started.
+        SubprocessError: the compiler fails.
+    """
+    made_by = "\n".join([compiler, *flags, processor(), SOURCE.read_text()])
+    path = cache_folder() / f"native-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        # PyTorch's own OpenMP library where it brings one, or there would be two kinds of threads in a process.
+        theirs = [str(found) for found in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
+        linked = ["-Wl,--as-needed", *theirs] if sys.platform == "linux" and "-fopenmp" in flags else []
+
+        def compile_to(temporary: Path) -> None:
+            command = [compiler, *flags, str(SOURCE), "-o", str(temporary), *linked, "-lm"]
+            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
+
+        write_with(path, compile_to)
+    return path
+
+
+# --- features as rows
+
+
+def silu(hidden: Tensor) -> Tensor:
+    """Any shape."""
+    output = torch.empty_like(hidden)
+    library().silu(hidden.data_ptr(), output.data_ptr(), hidden.numel(), torch.get_num_threads())
+    return output
+
+
+def silu_backward(gradient: Tensor, hidden: Tensor) -> Tensor:
+    """Of both the same shape, in the same order."""
+    found = torch.empty_like(hidden)
+    addresses = gradient.data_ptr(), hidden.data_ptr(), found.data_ptr()
+    library().silu_backward(*addresses, hidden.numel(), torch.get_num_threads())
+    return found
+
+
+def geglu(hidden: Tensor) -> Tensor:
+    """[..., 2 * D] to [..., D]: the first half times the GELU of the second."""
+    *others, width = hidden.shape
+    output = hidden.new_empty(*others, width // 2)
+    rows = hidden.numel() // width
+    library().geglu(hidden.data_ptr(), output.data_ptr(), rows, width // 2, torch.get_num_threads())
+    return output
+
+
+def geglu_backward(gradient: Tensor, hidden: Tensor) -> Tensor:
+    """[..., D] to [..., 2 * D]."""
+    found, width = torch.empty_like(hidden), hidden.shape[-1]
+    addresses = gradient.data_ptr(), hidden.data_ptr(), found.data_ptr()
+    library().geglu_backward(*addresses, hidden.numel() // width, width // 2, torch.get_num_threads())
+    return found
+
+
+def group_norm(hidden: Tensor, norm: nn.GroupNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, C, H, W], channels last. Returns: normalised; mean and 1 / deviation, [B, G].
+
+    Args:
+        weight, bias: float32.
+    """
+    batch, channels, height, width = hidden.shape
+    output, (mean, inverse) = torch.empty_like(hidden), torch.empty(2, batch, norm.num_groups)
+    addresses = [part.data_ptr() for part in (hidden, weight, bias, output, mean, inverse)]
+    sizes = batch, height * width, channels, norm.num_groups
+    library().group_norm(*addresses, *sizes, norm.eps, torch.get_num_threads())
+    return output, mean, inverse
+
+
+def group_norm_backward(
+    gradient: Tensor, hidden: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns: the gradients of input, weight and bias."""
+    batch, channels, height, width = hidden.shape
+    found, (sums, along) = torch.empty_like(hidden), torch.empty(2, batch, channels)
+    addresses = [part.data_ptr() for part in (gradient, hidden, weight, mean, inverse, found, sums, along)]
+    sizes = batch, height * width, channels, mean.shape[1]
+    library().group_norm_backward(*addresses, *sizes, torch.get_num_threads())
+    return found, along.sum(0), sums.sum(0)
+
+
+def gather(hidden: Tensor, kernel: int, stride: int, padding: int, size: tuple[int, int, int]) -> Tensor:
+    """[B, C, H, W], channels last, to [B*H'*W', k*k*C]. Args: size: (B, H', W')."""
+    batch, channels, height, width = hidden.shape
+    output = hidden.new_empty(batch * size[1] * size[2], kernel * kernel * channels)
+    numbers = batch, height, width, channels, kernel, stride, padding, size[1], size[2]
+    library().gather(hidden.data_ptr(), output.data_ptr(), *numbers, torch.get_num_threads())
+    return output
+
+
+def scatter(said: Tensor, shape: tuple[int, int, int, int], wanted: int, convolved: tuple[int, int, int]) -> Tensor:
+    """The transpose of `gather`: [B, H', W', k, k, C] to [B, wanted, H, W], channels last.
+
+    Args:
+        shape: of what was gathered from, (B, C, H, W).
+        convolved: (kernel, stride, padding).
+    """
+    batch, channels, height, width = shape
+    found = said.new_empty(batch, height, width, wanted).permute(0, 3, 1, 2)
+    numbers = batch, height, width, channels, wanted, *convolved, said.shape[1], said.shape[2]
+    library().scatter(said.data_ptr(), found.data_ptr(), *numbers, torch.get_num_threads())
+    return found
+
+
+def sum_rows(rows: Tensor) -> Tensor:
+    """[N, C] to [C], float32."""
+    sums = torch.empty(rows.shape[1])
+    library().sum_rows(rows.data_ptr(), sums.data_ptr(), *rows.shape)
+    return sums
+
+
+# --- weights
+
+
+def square_sum(tensor: Tensor) -> float:
+    """Of any dense tensor, float32 or bfloat16."""
+    half = tensor.dtype is torch.bfloat16
+    found: float = library().square_sum(tensor.data_ptr(), tensor.numel(), half, torch.get_num_threads())
+    return found
+
+
+def adamw(weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, scale: float, *how: float) -> None:
+    """One step, in place. All are dense and in the same order; float32, the gradient bfloat16 or float32.
+
+    Args:
+        scale: the gradient is multiplied by it.
+        how: see `native.c`, from `lr` on.
+    """
+    addresses = [part.data_ptr() for part in (weight, gradient, first, second)]
+    half = gradient.dtype is torch.bfloat16
+    library().adamw(*addresses, weight.numel(), half, scale, *how, torch.get_num_threads())
