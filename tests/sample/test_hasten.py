@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from bridle.control.attach import attach
 from bridle.control.control import Control
+from bridle.kernels.packed import packs
+from bridle.kernels.quicken import quicken
 from bridle.sample.hasten import hasten
-from bridle.sample.pack import available, pack
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
 
@@ -215,7 +216,7 @@ def test_rows_of_different_timesteps_are_not_shared() -> None:
 # --- packed weights
 
 
-@pytest.mark.skipif(not available(), reason="this processor or PyTorch cannot pack")
+@pytest.mark.skipif(not packs(), reason="this processor or PyTorch cannot pack")
 @pytest.mark.parametrize("kind", ["linear", "1", "3", "stride"])
 def test_packed_layers_give_what_plain_ones_give(kind: str) -> None:
     torch.manual_seed(0)
@@ -227,7 +228,7 @@ def test_packed_layers_give_what_plain_ones_give(kind: str) -> None:
         given = torch.randn(2, 48, 6, 10)
     with torch.no_grad():
         expected = module(given)
-        undo = pack(module)
+        undo = quicken(module, fixed=True)
         assert torch.equal(module(given), expected)
         with torch.autocast("cpu", BF16):
             found = module(given)

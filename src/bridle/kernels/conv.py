@@ -264,9 +264,9 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
         return found
 
     what = "forward" if ways is FORWARD else "input"
-    way = ways[pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)]
-    forms = working(spec.conv, "weight")
-    form = forms.get(spec.conv.weight, way.form.__name__, lambda weight: way.form(weight, spec, hidden.shape))
+    name = pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)
+    way, forms = ways[name], working(spec.conv, "weight")
+    form = forms.get(spec.conv.weight, f"{what} {name}", lambda weight: way.form(weight, spec, hidden.shape))
     return way.compute(hidden, form, spec, *sizes)
 
 

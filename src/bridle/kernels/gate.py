@@ -1,4 +1,4 @@
-"""The gated activation of a transformer block's feed-forward layer: one half of its features times the GELU of the other."""
+"""The gated activation of a transformer block: one half of its features times the GELU of the other."""
 
 from typing import Any
 

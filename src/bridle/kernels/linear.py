@@ -35,9 +35,9 @@ def project(spec: Spec, hidden: Tensor) -> Tensor:
 
 
 def forward(hidden: Tensor, spec: Spec) -> Tensor:
-    linear = spec.linear
-    given = hidden.reshape(-1, hidden.shape[-1])
-    return multiply("linear", given, linear.weight, cast(linear, "bias"), spec, as_it_is).unflatten(0, hidden.shape[:-1])
+    linear, rows = spec.linear, hidden.reshape(-1, hidden.shape[-1])
+    output = multiply("linear", rows, linear.weight, cast(linear, "bias"), spec, as_it_is)
+    return output.unflatten(0, hidden.shape[:-1])
 
 
 def multiply(what: str, rows: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec, turn: Form) -> Tensor:

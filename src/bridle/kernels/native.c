@@ -15,6 +15,7 @@ typedef int64_t size;
 #define SHARED(threads) PRAGMA(omp parallel for num_threads(threads) schedule(static))
 #define PRAGMA(x) _Pragma(#x)
 #define BLOCK 512     /* elements that stay in the fastest cache between two loops */
+#define CHANNELS 4096 /* the most that a function sums at once; of a normalisation, two groups have no more */
 #define PARALLEL 8192 /* elements below which threads cost more than they give */
 
 static inline int few(int threads, size elements) { return elements < PARALLEL ? 1 : threads; }
@@ -48,8 +49,6 @@ static inline float exponential(float x) {
     return p * power;
 }
 
-static inline float sigmoid(float x) { return 1.f / (1.f + exponential(-x)); }
-
 /* Abramowitz and Stegun 7.1.26, to 1.5e-7. */
 static inline float error_function(float x, float gauss) {
     float a = fabsf(x), t = 1.f / (1.f + 0.3275911f * a);
@@ -57,29 +56,7 @@ static inline float error_function(float x, float gauss) {
     return copysignf(1.f - p * gauss, x);
 }
 
-/* --- activations */
-
-void silu(const bf16 *x, bf16 *y, size count, int threads) {
-    SHARED(few(threads, count))
-    for (size block = 0; block < count; block += BLOCK) {
-        size end = least(block + BLOCK, count);
-        EACH for (size i = block; i < end; i++) {
-            float v = up(x[i]);
-            y[i] = down(v * sigmoid(v));
-        }
-    }
-}
-
-void silu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size count, int threads) {
-    SHARED(few(threads, count))
-    for (size block = 0; block < count; block += BLOCK) {
-        size end = least(block + BLOCK, count);
-        EACH for (size i = block; i < end; i++) {
-            float v = up(x[i]), s = sigmoid(v);
-            dx[i] = down(up(g[i]) * s * (1.f + v * (1.f - s)));
-        }
-    }
-}
+/* --- the gated activation of a transformer block */
 
 /* [rows, 2 * width] to [rows, width]: the first half times the GELU of the second. */
 void geglu(const bf16 *x, bf16 *y, size rows, size width, int threads) {
@@ -109,8 +86,6 @@ void geglu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size rows, size widt
 }
 
 /* --- group normalisation: x [batch, pixels, channels]; a unit of work is some groups of one sample */
-
-#define CHANNELS 4096 /* the most that a function sums at once; of a normalisation, two groups have no more */
 
 /* Into how many parts a sample's groups are shared out: for every thread one, and none too wide. */
 static inline size parts_of(size batch, size channels, size groups, int threads) {
@@ -294,9 +269,9 @@ double square_sum(const void *x, size count, int half, int threads) {
 
 /* --- AdamW (arXiv 1711.05101), in one pass over all that it keeps */
 
-/* gradient: float32, or bfloat16 where `half`; it is multiplied by `scale`. corrected, root: 1 / (1 - beta^t) of the
-   first moment, and the square root of the second's. */
-void adamw(float *weight, const void *gradient, float *first, float *second, size count, int half, float scale, float lr,
+/* gradient: float32, or bfloat16 where `half`; it is multiplied by `scale`. cast: what the new weight is written to as
+   well, or null. corrected, root: 1 / (1 - beta^t) of the first moment, and the square root of the second's. */
+void adamw(float *weight, const void *gradient, float *first, float *second, bf16 *cast, size count, int half, float scale, float lr,
            float beta1, float beta2, float eps, float decay, float corrected, float root, int threads) {
     float keep = 1.f - lr * decay, rate = lr * corrected;
     SHARED(few(threads, count))
@@ -314,6 +289,9 @@ void adamw(float *weight, const void *gradient, float *first, float *second, siz
             first[i] = m;
             second[i] = s;
             weight[i] = weight[i] * keep - rate * m / (sqrtf(s) * root + eps);
+        }
+        if (cast) {
+            EACH for (size i = block; i < end; i++) cast[i] = down(weight[i]);
         }
     }
 }

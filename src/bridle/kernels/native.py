@@ -28,11 +28,11 @@ SOURCE = Path(__file__).with_name("native.c")
 COMPILERS = ("cc", "gcc", "clang")
 PATIENCE_S = 120.0
 MOST_CHANNELS = 4096  # of two groups of a normalisation
-# Sums may be reordered and products fused, or no loop would become one of vectors; infinities and NaN stay what they are.
-EXACTLY = (
-    "-O3 -std=gnu11 -shared -fPIC -ffp-contract=fast -fno-math-errno -fno-trapping-math -fno-signed-zeros "
-    "-fassociative-math -freciprocal-math"
-).split()
+# Sums may be reordered and products fused, or loops would not become ones of vectors; infinities and NaN stay such.
+EXACTLY = [
+    *("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=fast"),
+    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
+]
 # From the fastest to what every compiler takes.
 FLAGS = (
     ["-march=native", "-mprefer-vector-width=512", "-fopenmp"],
@@ -42,8 +42,6 @@ FLAGS = (
 )
 size, real, number, memory = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
 ARGUMENTS = {
-    "silu": [memory] * 2 + [size, number],
-    "silu_backward": [memory] * 3 + [size, number],
     "geglu": [memory] * 2 + [size] * 2 + [number],
     "geglu_backward": [memory] * 3 + [size] * 2 + [number],
     "group_norm": [memory] * 6 + [size] * 4 + [real, number],
@@ -52,7 +50,7 @@ ARGUMENTS = {
     "scatter": [memory] * 2 + [size] * 10 + [number],
     "sum_rows": [memory] * 2 + [size] * 2,
     "square_sum": [memory, size, number, number],
-    "adamw": [memory] * 4 + [size, number] + [real] * 8 + [number],
+    "adamw": [memory] * 5 + [size, number] + [real] * 8 + [number],
 }
 
 
@@ -102,21 +100,6 @@ def compiled(compiler: str, flags: list[str]) -> Path:
 
 
 # --- features as rows
-
-
-def silu(hidden: Tensor) -> Tensor:
-    """Any shape."""
-    output = torch.empty_like(hidden)
-    library().silu(hidden.data_ptr(), output.data_ptr(), hidden.numel(), torch.get_num_threads())
-    return output
-
-
-def silu_backward(gradient: Tensor, hidden: Tensor) -> Tensor:
-    """Of both the same shape, in the same order."""
-    found = torch.empty_like(hidden)
-    addresses = gradient.data_ptr(), hidden.data_ptr(), found.data_ptr()
-    library().silu_backward(*addresses, hidden.numel(), torch.get_num_threads())
-    return found
 
 
 def geglu(hidden: Tensor) -> Tensor:
@@ -202,13 +185,16 @@ def square_sum(tensor: Tensor) -> float:
     return found
 
 
-def adamw(weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, scale: float, *how: float) -> None:
+def adamw(
+    weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, cast: Tensor | None, scale: float, *how: float
+) -> None:
     """One step, in place. All are dense and in the same order; float32, the gradient bfloat16 or float32.
 
     Args:
+        cast: bfloat16; becomes the new weight as well.
         scale: the gradient is multiplied by it.
         how: see `native.c`, from `lr` on.
     """
-    addresses = [part.data_ptr() for part in (weight, gradient, first, second)]
+    addresses = [None if part is None else part.data_ptr() for part in (weight, gradient, first, second, cast)]
     half = gradient.dtype is torch.bfloat16
     library().adamw(*addresses, weight.numel(), half, scale, *how, torch.get_num_threads())

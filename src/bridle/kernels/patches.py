@@ -19,7 +19,8 @@ def gathers(hidden: Tensor, kernel: int) -> bool:
 def gather(hidden: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, Size]:
     """Every pixel's neighbourhood as a row: [B, C, H, W] to [B*H'*W', k*k*C], and (B, H', W')."""
     batch, channels, height, width = hidden.shape
-    size = (batch, *((side + 2 * padding - kernel) // stride + 1 for side in (height, width)))
+    down, across = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
+    size = (batch, down, across)
     if kernel == stride == 1 and not padding:
         return flat(hidden), size
     if native.library() is not None:

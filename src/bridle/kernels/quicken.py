@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bridle.kernels import conv, gate, linear, native, norm
 from bridle.kernels.stand_in import Forward, Undo, stand_in
-from bridle.kernels.working import computes_bf16
+from bridle.kernels.working import Working, computes_bf16, count_changes, working
 
 
 def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None, fixed: bool = False) -> Undo:
@@ -30,6 +31,7 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None,
     """
     limits = channels or {}
     with ExitStack() as undo:
+        undo.callback(register_optimizer_step_post_hook(count_changes).remove)
         for module in [module for model in models for module in model.modules()]:
             compute, before = way_of(module, limits, fixed), vars(module).get("forward")
             if compute is None or not (before is None or getattr(before, "func", None) is choose):
@@ -56,19 +58,16 @@ def turn_weights(*models: nn.Module) -> Undo:
     return partial(lay, torch.contiguous_format)
 
 
-def trained_products(model: nn.Module) -> list[nn.Parameter]:
-    """The trained weights of convolutions and linear layers that `quicken` computes with."""
-    modules = [module for module in model.modules() if type(module) is nn.Linear or is_known_conv(module)]
-    return [module.weight for module in modules if module.weight.requires_grad]
-
-
-def is_known_conv(module: nn.Module) -> bool:
-    return type(module) is nn.Conv2d and conv.fits(module)
+def trained_products(model: nn.Module) -> dict[nn.Parameter, Working]:
+    """The trained weights of convolutions and linear layers that `quicken` computes with, and their forms."""
+    modules: list[Any] = [module for module in model.modules() if type(module) in (nn.Conv2d, nn.Linear)]
+    known = [module for module in modules if type(module) is nn.Linear or conv.fits(module)]
+    return {module.weight: working(module, "weight") for module in known if module.weight.requires_grad}
 
 
 def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) -> Callable[[Tensor], Tensor] | None:
     """What computes in the module's place; None where nothing does."""
-    if is_known_conv(module):
+    if type(module) is nn.Conv2d and conv.fits(module):
         return partial(conv.convolve, conv.Spec(module, channels.get(module), fixed=fixed))
     if type(module) is nn.Linear:
         return partial(linear.project, linear.Spec(module, fixed=fixed))

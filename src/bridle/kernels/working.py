@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+from torch.optim import Optimizer
 
 from bridle.kernels import native
 
@@ -26,7 +28,7 @@ class Working:
     def get(self, weight: Tensor, name: str, form: Form) -> Tensor:
         """The form of that name: `form` of the weight in bfloat16.
 
-        Whoever changes a weight where PyTorch does not count it has to say so: `torch.autograd.graph.increment_version`.
+        A change of the weight is known by its version, which PyTorch counts; see `count_changes`.
         """
         now = (weight.data_ptr(), weight._version)
         if now != self.of:
@@ -37,6 +39,10 @@ class Working:
                     self.made["cast"] = weight.detach().to(BF16)
                 self.made[name] = form(self.made["cast"])
         return self.made[name]
+
+    def renew(self, weight: Tensor) -> None:
+        """Keep the cast alone: somebody who changed the weight has changed it as well."""
+        self.made, self.of = {"cast": self.made["cast"]}, (weight.data_ptr(), weight._version)
 
 
 def working(module: nn.Module, name: str) -> Working:
@@ -60,6 +66,15 @@ def cast(module: nn.Module, name: str) -> Any:
     """A module's parameter in bfloat16; None where it has none."""
     parameter = getattr(module, name)
     return None if parameter is None else working(module, name).get(parameter, "cast", identity)
+
+
+def count_changes(optimizer: Optimizer, *_: Any) -> None:
+    """Have an optimiser's step count as a change of its weights: that of fused ones does not by itself.
+
+    To be registered as a hook after steps; it leaves alone what has an attribute `counts_changes`.
+    """
+    if not getattr(optimizer, "counts_changes", False):
+        increment_version([weight for group in optimizer.param_groups for weight in group["params"]])
 
 
 def gradient_type(weight: Tensor) -> torch.dtype:

@@ -1,33 +1,43 @@
 """Optimisers. In: groups of parameters. Out: a torch optimiser, and its state as a flat table of named tensors."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
 from torch.optim.adamw import adamw
 
 from bridle.errors import ConfigError, TrainError
 from bridle.kernels import native
+from bridle.kernels.working import Working
 
 OptimizerKind = Literal["adamw", "adamw8bit"]
 TABLES = ("qmap1", "qmap2")  # of bitsandbytes: constants, the same for every parameter
 
 
-def make_optimizer(kind: OptimizerKind, groups: Sequence[Mapping[str, Any]], *, weight_decay: float) -> Optimizer:
+def make_optimizer(
+    kind: OptimizerKind,
+    groups: Sequence[Mapping[str, Any]],
+    *,
+    weight_decay: float,
+    products: Mapping[nn.Parameter, Working] | None = None,
+) -> Optimizer:
     """Make an optimiser.
 
     Args:
         kind: "adamw" keeps 8 bytes of state per parameter, "adamw8bit" 2 (in tensors of 4096 and more).
         groups: each {"params": [...], "lr": ...}, and whatever else the caller keeps there.
+        products: weights whose gradients may be bfloat16, and the cast of which is renewed with them.
 
     Raises: ConfigError: the kind needs an extra that is not installed.
     """
     if kind == "adamw":
-        return DenseAdamW([dict(group) for group in groups], weight_decay=weight_decay, fused=True)
+        return DenseAdamW([dict(group) for group in groups], weight_decay, products or {})
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
@@ -47,6 +57,13 @@ class DenseAdamW(AdamW):
     Weights that convolve with channels last are dense, but in another order; the update asks for no order. On a CPU
     that can compile, a loop of our own takes its place where it is faster; gradients may then be bfloat16.
     """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], weight_decay: float, products: Mapping[nn.Parameter, Working]
+    ) -> None:
+        super().__init__(groups, weight_decay=weight_decay, fused=True)
+        self.products = products
+        self.counts_changes = True
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -80,6 +97,7 @@ class DenseAdamW(AdamW):
                 eps=group["eps"],
                 maximize=False,
             )
+            increment_version(parameters)
 
     def by_loop(self, group: dict[str, Any], parameters: Sequence[nn.Parameter], scale: float) -> None:
         """The same for a group by our own loop. Args: scale: what gradients are multiplied by."""
@@ -91,7 +109,12 @@ class DenseAdamW(AdamW):
             corrected, root = 1 / (1 - beta1**taken), (1 - beta2**taken) ** -0.5
             how = group["lr"], beta1, beta2, group["eps"], group["weight_decay"], corrected, root
             gradient = lying_like(parameter, gradient)
-            native.adamw(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], scale, *how)
+            forms = self.products.get(parameter)
+            cast = None if forms is None else forms.made.get("cast")
+            native.adamw(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], cast, scale, *how)
+            increment_version(parameter)
+            if forms is not None and cast is not None:
+                forms.renew(parameter)
 
 
 def compiles(parameters: Sequence[Tensor]) -> bool:
@@ -114,16 +137,15 @@ def as_it_lies(tensor: Tensor) -> Tensor:
     return tensor.permute(0, 2, 3, 1) if last else tensor
 
 
-def halve_gradients(optimizer: Optimizer, weights: Iterable[nn.Parameter], *, on: bool) -> None:
-    """Have weights' gradients be bfloat16, or float32 again, where the optimiser reads such; none may be there yet.
+def halve_gradients(optimizer: Optimizer, *, on: bool) -> None:
+    """Have the gradients of an optimiser's products be bfloat16, or float32 again; none may be there yet.
 
     Products in bfloat16 give no other gradients anyway. Sums of several passes, though, are to be float32.
     """
-    weights = list(weights)
-    if type(optimizer) is DenseAdamW and hasattr(Tensor, "grad_dtype") and compiles(weights):
-        for weight in weights:
-            vars_of: Any = weight
-            vars_of.grad_dtype = torch.bfloat16 if on else torch.float32
+    products = list(optimizer.products) if isinstance(optimizer, DenseAdamW) else []
+    if products and compiles(products) and hasattr(Tensor, "grad_dtype"):
+        for weight in products:
+            weight.grad_dtype = torch.bfloat16 if on else torch.float32
 
 
 def clip(optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float) -> float:
@@ -159,7 +181,7 @@ def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> 
     "absmax1" and "absmax2" for "adamw8bit". Tensors are the optimiser's own, not copies: write them before the next
     step. Those of a sharded parameter are DTensors.
     """
-    states = cast(Mapping[nn.Parameter, dict[str, Any]], optimizer.state)
+    states = typed(Mapping[nn.Parameter, dict[str, Any]], optimizer.state)
     return {
         f"{names[parameter]}.{entry}": torch.as_tensor(value)
         for parameter, state in states.items()

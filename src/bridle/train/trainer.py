@@ -29,6 +29,7 @@ from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels.attention import choose_attention
 from bridle.kernels.quicken import quicken, trained_products, turn_weights
+from bridle.kernels.working import Working
 from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
@@ -149,7 +150,6 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr(step, group["part"])
             self.optimizer.step()
-            torch.autograd.graph.increment_version(self.trained.values())  # fused optimisers do not count what they do
             self._average(step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
@@ -157,7 +157,7 @@ class Trainer:
     def _gradients(self, rows: Rows, check: Callable[[], None]) -> Tensor:
         """Run backward through all rows, a micro-batch at a time. Returns: their losses."""
         losses, count = [], len(rows.ids)
-        halve_gradients(self.optimizer, self.products, on=count == self.micro)
+        halve_gradients(self.optimizer, on=count == self.micro)
         for start in range(0, count, self.micro):
             check()
             part, last = slice(start, start + self.micro), start + self.micro >= count
@@ -234,9 +234,9 @@ class Trainer:
             for parameter in part.values():
                 parameter.requires_grad_(True)
         self.undo()
-        self.products: list[nn.Parameter] = []  # trained weights whose gradients are products in bfloat16
+        products: dict[nn.Parameter, Working] = {}  # trained weights whose gradients are products in bfloat16
         if isinstance(self.control, UNetControl):
-            self.undo = self._speed_up()
+            self.undo, products = self._speed_up()
         self.model = wrap(self.inner, self.world, self.machine.parallel)
         parts = self._parts()  # again: sharding puts others in their place
         self.trained = {name: parameter for part in parts.values() for name, parameter in part.items()}
@@ -245,7 +245,9 @@ class Trainer:
         self.original = {name: self.original.get(name, weight.clone()) for name, weight in base.items()}
         self.averages = self._averaged_weights(base)
         groups = [{"params": list(part.values()), "part": name, "lr": self.settings.lr} for name, part in parts.items()]
-        self.optimizer = make_optimizer(self.settings.optimizer, groups, weight_decay=self.settings.weight_decay)
+        self.optimizer = make_optimizer(
+            self.settings.optimizer, groups, weight_decay=self.settings.weight_decay, products=products
+        )
         self.recorded = Recorded(self._whole_step, partial(self.say, "graph")) if self._can_record() else None
         if not self.sharded:
             self._collect()
@@ -257,8 +259,8 @@ class Trainer:
             self.machine.cuda_graph and alone and self.device.type == "cuda" and isinstance(self.control, UNetControl)
         )
 
-    def _speed_up(self) -> Callable[[], None]:
-        """Compute the same with less. Returns: what ends that."""
+    def _speed_up(self) -> tuple[Callable[[], None], dict[nn.Parameter, Working]]:
+        """Compute the same with less. Returns: what ends that; and the trained weights that are cast once a step."""
         # Computed again for checkpointing, the kernels' results did not agree to the bit with those of the first time.
         fast = self.settings.precision == "bf16" and self.device.type == "cpu" and not self.sharded
         if fast and not self.machine.gradient_checkpointing:
@@ -266,13 +268,13 @@ class Trainer:
                 middle = self.phase == "middle"
                 limits = dict(channels_from_below(self.denoiser)) if middle else {}
                 undo.callback(quicken(self.control, self.denoiser, channels=limits))
-                self.products = [weight for weight in trained_products(self.inner) if self.world.size == 1]
                 if middle:
                     undo.callback(refuse_skips(self.denoiser))
-                return undo.pop_all().close
+                products = trained_products(self.inner) if self.world.size == 1 else {}
+                return undo.pop_all().close, products
         if self.phase == "unlocked":
-            return lambda: None
-        return lighten_decoder(self.denoiser, skips=self.phase == "connected")
+            return lambda: None, {}
+        return lighten_decoder(self.denoiser, skips=self.phase == "connected"), {}
 
     def close(self) -> None:
         """Leave the base without what training put into it, down to how its weights lie: another run rounds alike."""
