@@ -69,7 +69,7 @@ def test_gradient_of_the_input(shape: tuple[int, ...], name: str) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", ["direct", "product"])
+@pytest.mark.parametrize("name", kernels.WEIGHT_WAYS)
 def test_gradient_of_the_weight(shape: tuple[int, ...], name: str) -> None:
     case = Case(shape)
     found = kernels.WEIGHT_WAYS[name](case.gradient, case.hidden, case.spec)

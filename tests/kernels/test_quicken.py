@@ -11,11 +11,13 @@ from torch.nn import functional as F
 
 from bridle.control.control import Control
 from bridle.control.text import Text
+from bridle.kernels import native
 from bridle.kernels.attention import WAYS, choose_attention, fits
 from bridle.kernels.quicken import quicken
 from bridle.train.denoiser import set_plain_attention
 
 Pair = tuple[Any, Control]
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 
 
 @pytest.fixture
@@ -160,7 +162,7 @@ def test_group_normalisation_is_pytorchs(
         assert ((ours.float() - theirs).norm() / theirs.norm()).item() < 0.004
 
 
-@pytest.mark.parametrize("name", ["flash", "kept"])
+@pytest.mark.parametrize("name", ["flash", "kept", pytest.param("again", marks=needs_compiler)])
 @pytest.mark.parametrize("tokens", [64, 7])
 def test_attention_is_the_same_by_every_way(name: str, tokens: int) -> None:
     query = torch.randn(2, 64, 4, 24).bfloat16().transpose(1, 2)

@@ -197,7 +197,14 @@ def weight_product(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
     return found.view(len(found), spec.kernel, spec.kernel, -1).permute(0, 3, 1, 2)
 
 
-WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product}
+def weight_turned(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
+    """The same with the gradient transposed in memory first: twice as fast where pixels are few."""
+    gathered, _ = gather(hidden, spec.kernel, spec.stride, spec.padding)
+    found = flat(gradient).t().contiguous() @ gathered
+    return found.view(len(found), spec.kernel, spec.kernel, -1).permute(0, 3, 1, 2)
+
+
+WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product, "turned": weight_turned}
 
 
 def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
@@ -210,7 +217,7 @@ def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
         return found.to(gradient_type(weight), memory_format=order)
 
     def timed() -> dict[str, Any]:
-        names = ("direct", "product") if gathers(hidden, spec.kernel) else ("direct",)
+        names = WEIGHT_WAYS if gathers(hidden, spec.kernel) else ("direct",)
         return {name: lambda name=name: in_full(WEIGHT_WAYS[name]) for name in names}
 
     return in_full(WEIGHT_WAYS[pick(("weight", *spec.numbers, *hidden.shape), timed)])

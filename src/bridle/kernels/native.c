@@ -85,6 +85,30 @@ void geglu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size rows, size widt
     }
 }
 
+/* --- attention, a block of its probabilities at a time: [rows, width] */
+
+/* In place of scores: e^(scale * score - level of the row), which are probabilities where the level is the log of the
+   sum of e^(scale * score). */
+void chances(bf16 *scores, const float *level, size rows, size width, float scale, int threads) {
+    SHARED(few(threads, rows * width))
+    for (size row = 0; row < rows; row++) {
+        bf16 *at = scores + row * width;
+        EACH for (size i = 0; i < width; i++) at[i] = down(exponential(up(at[i]) * scale - level[row]));
+    }
+}
+
+/* In place of the probabilities' gradient: that of the scores. drift: of each row, the sum of the probabilities times
+   their gradient. */
+void chances_backward(const bf16 *chance, bf16 *gradient, const float *drift, size rows, size width, float scale,
+                      int threads) {
+    SHARED(few(threads, rows * width))
+    for (size row = 0; row < rows; row++) {
+        const bf16 *p = chance + row * width;
+        bf16 *at = gradient + row * width;
+        EACH for (size i = 0; i < width; i++) at[i] = down(up(p[i]) * (up(at[i]) - drift[row]) * scale);
+    }
+}
+
 /* --- group normalisation: x [batch, pixels, channels]; a unit of work is some groups of one sample */
 
 /* Into how many parts a sample's groups are shared out: for every thread one, and none too wide. */

@@ -44,6 +44,8 @@ size, real, number, memory = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctype
 ARGUMENTS = {
     "geglu": [memory] * 2 + [size] * 2 + [number],
     "geglu_backward": [memory] * 3 + [size] * 2 + [number],
+    "chances": [memory] * 2 + [size] * 2 + [real, number],
+    "chances_backward": [memory] * 3 + [size] * 2 + [real, number],
     "group_norm": [memory] * 6 + [size] * 4 + [real, number],
     "group_norm_backward": [memory] * 8 + [size] * 4 + [number],
     "gather": [memory] * 2 + [size] * 9 + [number],
@@ -117,6 +119,19 @@ def geglu_backward(gradient: Tensor, hidden: Tensor) -> Tensor:
     addresses = gradient.data_ptr(), hidden.data_ptr(), found.data_ptr()
     library().geglu_backward(*addresses, hidden.numel() // width, width // 2, torch.get_num_threads())
     return found
+
+
+def chances_(scores: Tensor, level: Tensor, scale: float) -> Tensor:
+    """In place, [N, S]: exp(scale * score - level). Args: level: [N], float32."""
+    library().chances(scores.data_ptr(), level.data_ptr(), *scores.shape, scale, torch.get_num_threads())
+    return scores
+
+
+def chances_backward_(gradient: Tensor, chances: Tensor, drift: Tensor, scale: float) -> Tensor:
+    """In place, [N, S]: chance * (gradient - drift) * scale. Args: drift: [N], float32."""
+    addresses = chances.data_ptr(), gradient.data_ptr(), drift.data_ptr()
+    library().chances_backward(*addresses, *gradient.shape, scale, torch.get_num_threads())
+    return gradient
 
 
 def group_norm(hidden: Tensor, norm: nn.GroupNorm, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor, Tensor]:
