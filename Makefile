@@ -12,7 +12,7 @@ help:
 	@echo "make demo       install Bridle into .venv and show it working"
 	@echo "make test       install it with its checks and run them: lint, format, types, tests"
 	@echo "make test-slow  the tests that take minutes or need the package index"
-	@echo "make bench      measure speed against diffusers; 16 GB of memory, half an hour; docs/performance.md"
+	@echo "make bench      measure speed against diffusers; 22 GB of memory, an hour; docs/performance.md"
 	@echo "make format     put the code into its form"
 	@echo "make clean      remove what checks and builds left behind; .venv stays"
 
@@ -32,13 +32,16 @@ test-slow: .venv/.installed-dev
 # One thread, and sides that take turns: on a shared machine ratios mean something, seconds do not.
 bench: .venv/.installed-dev
 	mkdir -p work/bench
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --no-encode --json work/bench/step-embedded.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --no-encode --rounds 15 --json work/bench/step-embedded.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --rounds 9 --json work/bench/step-embedded-encode.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size sd15 --latents 32 --json work/bench/step-sd15.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size sd15 --latents 64 --rounds 3 --json work/bench/step-sd15-64.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --size embedded --batch 24 --json work/bench/parts-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --size sd15 --latents 32 --json work/bench/parts-sd15.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py requests --batch 8 --steps 10 --rounds 3 --json work/bench/requests.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --json work/bench/sampling-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py sd15-256 --steps 10 --rounds 2 --json work/bench/sampling-sd15.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py sd15-512 --steps 4 --rounds 2 --json work/bench/sampling-sd15-512.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --json work/bench/growth.json --plot work/bench/growth.png
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/start.py --rounds 9 --json work/bench/start.json
 

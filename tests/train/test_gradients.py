@@ -11,7 +11,7 @@ from bridle.cache.store import Cache
 from bridle.control.control import Control
 from bridle.kernels import native
 from bridle.train.feed import Steps
-from bridle.train.settings import TrainSettings
+from bridle.train.settings import MachineSettings, TrainSettings
 from bridle.train.trainer import Trainer
 
 BF16 = torch.bfloat16
@@ -48,6 +48,12 @@ def kinds_at_each_step(trainer: Trainer, count: int) -> list[set[torch.dtype]]:
     for number in range(count):
         trainer.step(number, rows[number])
     return seen
+
+
+def test_it_is_said_where_no_compiler_is(wide_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert wide_run.start(precision="bf16", steps=1, machine=MachineSettings()).finished
+    assert any("no C compiler" in message for message in wide_run.said)
 
 
 @pytest.mark.skipif(native.library() is None, reason="no C compiler here")

@@ -27,6 +27,7 @@ from bridle.control.delta import take_delta
 from bridle.control.text import Text
 from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
+from bridle.kernels import native
 from bridle.kernels.attention import choose_attention
 from bridle.kernels.quicken import quicken, trained_products, turn_weights
 from bridle.kernels.working import Working
@@ -95,6 +96,8 @@ class Trainer:
             check_width(control, shape[-1])
             self.lent.callback(turn_weights(control, denoiser))
             self.lent.callback(choose_attention(control, denoiser))
+            if native.library() is None:
+                self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
         elif control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
             self.lent.callback(set_plain_attention(control, denoiser))
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
