@@ -273,7 +273,8 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
     what = "forward" if ways is FORWARD else "input"
     name = pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)
     way, forms = ways[name], working(spec.conv, "weight")
-    form = forms.get(spec.conv.weight, f"{what} {name}", lambda weight: way.form(weight, spec, hidden.shape))
+    key = f"{what} {name} {spec.channels}"
+    form = forms.get(spec.conv.weight, key, lambda weight: way.form(weight, spec, hidden.shape))
     return way.compute(hidden, form, spec, *sizes)
 
 
