@@ -1,8 +1,8 @@
-/* What a training step does between its matrix products, in bfloat16 on a CPU, where PyTorch takes many times as long.
+/* What a training step does between its matrix products, in bfloat16 on a CPU, where PyTorch takes longer.
 
-   Features are rows: [rows, channels], channels next to each other, bfloat16 (the upper half of a float). Every function
-   computes in float32 and rounds once. Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's
-   number of threads, whose OpenMP library this is linked to. */
+   Features are rows: [rows, channels], channels next to each other, bfloat16 (the upper half of a float). Every
+   function computes in float32 and rounds once. Loops are plain: the compiler makes vectors of them. `threads` is
+   PyTorch's number of threads, whose OpenMP library this is linked to. */
 
 #include <math.h>
 #include <stdint.h>
@@ -42,7 +42,8 @@ static inline float exponential(float x) {
     scaled = scaled > 126.f ? 126.f : scaled;
     scaled = scaled < -126.f ? -126.f : scaled;
     float whole = floorf(scaled + 0.5f), f = (scaled - whole) * 0.693147181f;
-    float p = 1.f + f * (1.f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f)))));
+    float high = 0.166666667f + f * (0.0416666667f + f * (0.00833333333f + f * 0.00138888889f));
+    float p = 1.f + f * (1.f + f * (0.5f + f * high));
     int32_t bits = ((int32_t)whole + 127) << 23;
     float power;
     memcpy(&power, &bits, 4);
@@ -194,15 +195,16 @@ void group_norm_backward(const bf16 *g, const bf16 *x, const float *weight, cons
         for (size p = 0; p < pixels; p++) {
             const bf16 *given = g + start + p * channels, *row = x + start + p * channels;
             bf16 *to = dx + start + p * channels;
-            EACH for (size c = 0; c < count; c++) to[c] = down(up(given[c]) * pull[c] + up(row[c]) * slope[c] + level[c]);
+            EACH for (size c = 0; c < count; c++)
+                to[c] = down(up(given[c]) * pull[c] + up(row[c]) * slope[c] + level[c]);
         }
     }
 }
 
 /* --- convolutions as products */
 
-/* Every pixel's neighbourhood as a row: [batch, height, width, channels] to [batch * down * across, kernel^2 * channels],
-   zero beyond the edges. */
+/* Every pixel's neighbourhood as a row, zero beyond the edges: [batch, height, width, channels] to
+   [batch * down * across, kernel^2 * channels]. */
 void gather(const bf16 *x, bf16 *y, size batch, size height, size width, size channels, size kernel, size stride,
             size padding, size down_, size across, int threads) {
     size bytes = channels * sizeof(bf16);
@@ -295,8 +297,9 @@ double square_sum(const void *x, size count, int half, int threads) {
 
 /* gradient: float32, or bfloat16 where `half`; it is multiplied by `scale`. cast: what the new weight is written to as
    well, or null. corrected, root: 1 / (1 - beta^t) of the first moment, and the square root of the second's. */
-void adamw(float *weight, const void *gradient, float *first, float *second, bf16 *cast, size count, int half, float scale, float lr,
-           float beta1, float beta2, float eps, float decay, float corrected, float root, int threads) {
+void adamw(float *weight, const void *gradient, float *first, float *second, bf16 *cast, size count, int half,
+           float scale, float lr, float beta1, float beta2, float eps, float decay, float corrected, float root,
+           int threads) {
     float keep = 1.f - lr * decay, rate = lr * corrected;
     SHARED(few(threads, count))
     for (size block = 0; block < count; block += BLOCK) {
