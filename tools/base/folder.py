@@ -1,4 +1,4 @@
-"""Some of the emoji as an ordinary data set, for trying things out.
+"""Some of the Fluent emoji as an ordinary data set, for trying things out.
 
 In: `pictures.zip`. Out: a folder of `<hexcode>.png`, on white, and `<hexcode>.txt`, their names.
 
@@ -24,7 +24,9 @@ if __name__ == "__main__":
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     concepts, images = pictures.load(args.pictures)
-    drawn = [place for place, concept in enumerate(concepts) if captions.is_drawn(concept)]
+    # One style: an emoji has the same hexcode in all of them.
+    fluent = [place for place, one in enumerate(concepts) if one.style == pictures.FLUENT]
+    drawn = [place for place in fluent if captions.is_drawn(concepts[place])]
     for place in np.random.default_rng(args.seed).permutation(drawn)[: args.count]:
         concept, image = concepts[place], pictures.over(images[place], WHITE)
         Image.fromarray(np.round(image * 255).astype(np.uint8)).save(args.out / f"{concept.hexcode}.png")
