@@ -281,11 +281,16 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
 def able(ways: dict[str, Way], spec: Spec, hidden: Tensor) -> Sequence[str]:
     """The names of the ways that such a convolution can be computed by."""
     small, packable = gathers(hidden, spec.kernel), not spec.trained and packs()
-    return [
+    found = [
         name
         for name, way in ways.items()
         if (small or not way.gathers) and (packable or not way.packs) and (spec.stride == 1 or way.strides)
     ]
+    return [name for name in found if PACKED.get(name) not in found]
+
+
+# What computes the same with a weight that oneDNN need not rearrange first: there is nothing to measure.
+PACKED = {"direct": "packed", "forward": "packed", "product": "packed_product"}
 
 
 class Conv(Function):

@@ -41,22 +41,12 @@ def forward(hidden: Tensor, spec: Spec) -> Tensor:
 
 
 def multiply(what: str, rows: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec, turn: Form) -> Tensor:
-    """[N, C] to [N, D] by the fastest of two ways. Args: turn: the weight in bfloat16 to [D, C]."""
+    """[N, C] to [N, D], with a packed weight where it is not trained. Args: turn: the weight in bfloat16 to [D, C]."""
     forms = working(spec.linear, "weight")
-
-    def plain() -> Tensor:
-        return F.linear(rows, turn(forms.get(weight, "cast", as_it_is)), bias)
-
-    def packed() -> Tensor:
-        return multiply_packed(rows, forms.get(weight, f"packed {what}", pack), bias)
-
-    def pack(weight: Tensor) -> Tensor:
-        return pack_rows(turn(weight), len(rows))
-
     if spec.trained or not packs():
-        return plain()
-    ways = {"plain": plain, "packed": packed}
-    return ways[pick((what, *rows.shape, *weight.shape), lambda: ways)]()
+        return F.linear(rows, turn(forms.get(weight, "cast", as_it_is)), bias)
+    packed = forms.get(weight, f"packed {what}", lambda weight: pack_rows(turn(weight), len(rows)))
+    return multiply_packed(rows, packed, bias)
 
 
 def outer(left: Tensor, right: Tensor) -> Tensor:
