@@ -133,11 +133,11 @@ def plot(out: Path, path: Path) -> None:
             label = recipe if number == 0 else None
             axes.plot(steps, advantages, color=RECIPES[recipe][0], marker="o", markersize=3, label=label)
     wanted = summary(out)["wanted"]
-    axes.axhline(wanted, color="#44403c", linewidth=1, linestyle="--")
-    axes.annotate("90% of what long training reaches", (0, wanted), (4, 4), textcoords="offset points", fontsize=9)
+    label = "90% of what long training reaches"
+    axes.axhline(wanted, color="#44403c", linewidth=1, linestyle="--", label=label)
     axes.set_title("Hint advantage on held-out objects", loc="left", fontsize=10)
     axes.set_xlabel("step of 24 pairs")
-    axes.legend(loc="center left", frameon=False)
+    axes.legend(loc="lower right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#ececea")
     FigureCanvasAgg(figure)
