@@ -108,3 +108,12 @@ def test_two_processes_that_measure_at_once_agree(fresh: Path) -> None:
 
     choice._kept()
     assert choice.pick(("a", 1), others_write_first) == "slow"
+
+
+def test_choices_from_other_ways_than_there_are_now_are_forgotten(fresh: Path) -> None:
+    fresh.parent.mkdir(parents=True, exist_ok=True)
+    other, old = "another processor, compiled, ways 1", f"{choice.processor()}, compiled, ways 1"
+    alone = f"{choice.processor()}, without, ways {choice.EDITION}"
+    fresh.write_text(json.dumps({other: {"a": "b"}, old: {"a": "b"}, alone: {"a": "b"}}))
+    choice.pick(("a", 1), Ways())
+    assert json.loads(fresh.read_text()).keys() == {other, alone, choice.machine()}

@@ -21,6 +21,7 @@ from bridle.kernels.machine import cache_folder, processor
 Way = Callable[[], Any]
 CHOSEN: dict[tuple[Any, ...], str] = {}  # by this process so far
 EDITION = 5  # to be raised wherever ways are added: what was measured without them is then measured anew
+WAYS = f", ways {EDITION}"
 REPEATS = 3
 HOPELESS = 1.5  # a way that takes this much longer than the best at its first try is not tried again
 
@@ -70,7 +71,7 @@ def _file() -> Path:
 def machine() -> str:
     """What the choices hold for: this processor, this PyTorch, and the ways that there are here."""
     compiled = "compiled" if native.library() is not None else "without a compiler"
-    return f"{processor()}, {compiled}, ways {EDITION}"
+    return f"{processor()}, {compiled}{WAYS}"
 
 
 def _read() -> dict[str, dict[str, str]]:
@@ -90,7 +91,10 @@ def _kept() -> dict[str, str]:
 
 
 def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
-    """Write down what was measured, unless another process has been first meanwhile: its choice then is this one's."""
+    """Write down what was measured, unless another process has been first meanwhile: its choice then is this one's.
+
+    What this processor chose from other ways than there are now is forgotten.
+    """
     kept = _read()
     mine = kept.get(machine())
     mine = dict(mine) if isinstance(mine, dict) else {}
@@ -98,5 +102,7 @@ def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
         return mine[key]
     mine[key] = measured
     with suppress(OSError):  # a home that cannot be written: every process measures for itself
-        write_text(_file(), json.dumps(kept | {machine(): mine}, indent=1, sort_keys=True))
+        stale = {name for name in kept if name.startswith(processor()) and not name.endswith(WAYS)}
+        others = {name: found for name, found in kept.items() if name not in stale}
+        write_text(_file(), json.dumps(others | {machine(): mine}, separators=(",\n", ": ")))
     return measured
