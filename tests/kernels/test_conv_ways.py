@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from bridle.kernels import conv as kernels
+from bridle.kernels import outer
 from bridle.kernels.packed import packs
 
 LAST = torch.channels_last
@@ -97,3 +98,12 @@ def test_only_the_wanted_channels_get_a_gradient(name: str) -> None:
 )
 def test_other_convolutions_are_left_to_pytorch(conv: nn.Conv2d) -> None:
     assert not kernels.fits(conv)
+
+
+@pytest.mark.parametrize("name", outer.WAYS)
+def test_products_over_rows(name: str) -> None:
+    torch.manual_seed(0)
+    left, right = torch.randn(2, 30, 20).bfloat16()
+    found = outer.WAYS[name](left, right[:, :7])
+    assert found.shape == (20, 7)
+    assert deviation(found, left.float().t() @ right[:, :7].float()) < 0.006

@@ -16,9 +16,10 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from bridle.kernels.choice import pick
+from bridle.kernels.outer import outer
 from bridle.kernels.packed import convolve_packed, multiply_packed, pack_filters, pack_rows, packs
 from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
-from bridle.kernels.working import BF16, cast, gradient_type, sum_rows, working
+from bridle.kernels.working import BF16, Layer, gradient_type, sum_rows
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -38,34 +39,25 @@ def convolve(spec: "Spec", hidden: Tensor) -> Tensor:
     return output
 
 
-class Spec:
+class Spec(Layer):
     """One convolution, and what of it is wanted.
 
     Args:
         channels: of its input the first so many get a gradient, the others zero; all where None.
-        fixed: whether the weight stays as it is for long, so that it is worth packing; a locked one does.
     """
 
     def __init__(self, conv: nn.Conv2d, channels: int | None = None, *, fixed: bool = False) -> None:
+        super().__init__(conv, fixed=fixed)
         self.conv = conv
         self.channels = conv.in_channels if channels is None else channels
         self.stride, self.padding, self.kernel = conv.stride[0], int(conv.padding[0]), conv.kernel_size[0]
         self.turned_padding = self.kernel - 1 - self.padding
         self.numbers = (conv.in_channels, conv.out_channels, self.kernel, self.stride, self.padding)
-        self.fixed = fixed
 
     @property
     def steps(self) -> tuple[Any, ...]:
         """What PyTorch's backward pass of convolutions wants to know."""
         return [self.stride] * 2, [self.padding] * 2, [1, 1], False, [0, 0], 1
-
-    @property
-    def trained(self) -> bool:
-        """Whether the weight will be another one in the next step."""
-        return self.conv.weight.requires_grad and not self.fixed
-
-    def bias(self) -> Any:
-        return cast(self.conv, "bias")
 
 
 # --- forms of a weight [D, C, k, k], for inputs or gradients of a shape
@@ -193,18 +185,11 @@ def weight_direct(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
 
 def weight_product(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
     gathered, _ = gather(hidden, spec.kernel, spec.stride, spec.padding)
-    found = flat(gradient).t() @ gathered
+    found = outer(flat(gradient), gathered)
     return found.view(len(found), spec.kernel, spec.kernel, -1).permute(0, 3, 1, 2)
 
 
-def weight_turned(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
-    """The same with the gradient transposed in memory first: twice as fast where pixels are few."""
-    gathered, _ = gather(hidden, spec.kernel, spec.stride, spec.padding)
-    found = flat(gradient).t().contiguous() @ gathered
-    return found.view(len(found), spec.kernel, spec.kernel, -1).permute(0, 3, 1, 2)
-
-
-WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product, "turned": weight_turned}
+WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product}
 
 
 def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
@@ -272,9 +257,8 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
 
     what = "forward" if ways is FORWARD else "input"
     name = pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)
-    way, forms = ways[name], working(spec.conv, "weight")
-    key = f"{what} {name} {spec.channels}"
-    form = forms.get(spec.conv.weight, key, lambda weight: way.form(weight, spec, hidden.shape))
+    way = ways[name]
+    form = spec.form(f"{what} {name} {spec.channels}", lambda weight: way.form(weight, spec, hidden.shape))
     return way.compute(hidden, form, spec, *sizes)
 
 

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bridle.kernels import conv, gate, linear, native, norm
 from bridle.kernels.stand_in import Forward, Undo, stand_in
-from bridle.kernels.working import Working, computes_bf16, count_changes, working
+from bridle.kernels.working import Layer, Working, computes_bf16, count_changes, working
 
 
 def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None, fixed: bool = False) -> Undo:
@@ -70,7 +70,7 @@ def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) ->
     if type(module) is nn.Conv2d and conv.fits(module):
         return partial(conv.convolve, conv.Spec(module, channels.get(module), fixed=fixed))
     if type(module) is nn.Linear:
-        return partial(linear.project, linear.Spec(module, fixed=fixed))
+        return partial(linear.project, Layer(module, fixed=fixed))
     if type(module) is nn.GroupNorm and module.affine:
         return partial(norm.normalise, module)
     if type(module) is GEGLU and native.library() is not None:

@@ -68,6 +68,29 @@ def cast(module: nn.Module, name: str) -> Any:
     return None if parameter is None else working(module, name).get(parameter, "cast", identity)
 
 
+class Layer:
+    """A convolution or linear layer, as kernels use it.
+
+    Args:
+        fixed: whether the weight stays as it is for long, so that it is worth packing; a locked one does.
+    """
+
+    def __init__(self, module: Any, *, fixed: bool = False) -> None:
+        self.module, self.fixed = module, fixed
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weight will be another one in the next step."""
+        return self.module.weight.requires_grad and not self.fixed
+
+    def form(self, name: str, form: Form) -> Tensor:
+        """See `Working.get`."""
+        return working(self.module, "weight").get(self.module.weight, name, form)
+
+    def bias(self) -> Any:
+        return cast(self.module, "bias")
+
+
 def count_changes(optimizer: Optimizer, *_: Any) -> None:
     """Have an optimiser's step count as a change of its weights: that of fused ones does not by itself.
 

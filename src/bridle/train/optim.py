@@ -55,7 +55,7 @@ class DenseAdamW(AdamW):
     """PyTorch's fused AdamW, which copies all that is not contiguous on the way in and out, given it as it lies.
 
     Weights that convolve with channels last are dense, but in another order; the update asks for no order. On a CPU
-    that can compile, a loop of our own takes its place where it is faster; gradients may then be bfloat16.
+    that can compile, a loop of our own takes its place, which needs fewer passes; gradients may then be bfloat16.
     """
 
     def __init__(
@@ -126,7 +126,8 @@ def compiles(parameters: Sequence[Tensor]) -> bool:
 
 def lying_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient with its numbers in the order in which the parameter's lie."""
-    if gradient.stride() == parameter.stride():
+    lies = as_it_lies(gradient)
+    if lies.is_contiguous() and lies.shape == as_it_lies(parameter).shape:
         return gradient
     return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
