@@ -4,6 +4,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,3 +44,20 @@ def _refuse_unless_loopback(host: str | bytes | None) -> None:
     if not name.startswith(_LOOPBACK):
         # Not an Exception, so no library can swallow it.
         pytest.fail(f"a test tried to reach {name}; tests run without a network")
+
+
+@pytest.fixture
+def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As in a process that CC=false started: no compiled loops, and nothing chosen or kept with them."""
+    from bridle.kernels import choice, native
+
+    found = (native.library, choice.machine, choice._kept)
+    monkeypatch.setenv("CC", "false")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-compiler"))
+    monkeypatch.setattr(choice, "CHOSEN", {})
+    for kept in found:
+        kept.cache_clear()
+    yield
+    monkeypatch.undo()
+    for kept in found:
+        kept.cache_clear()

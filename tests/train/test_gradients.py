@@ -50,8 +50,7 @@ def kinds_at_each_step(trainer: Trainer, count: int) -> list[set[torch.dtype]]:
     return seen
 
 
-def test_it_is_said_where_no_compiler_is(wide_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "library", lambda: None)
+def test_it_is_said_where_no_compiler_is(wide_run: Any, no_compiler: None) -> None:
     assert wide_run.start(precision="bf16", steps=1, machine=MachineSettings()).finished
     assert any("no C compiler" in message for message in wide_run.said)
 
