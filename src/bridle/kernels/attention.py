@@ -1,9 +1,10 @@
 """Attention in bfloat16 by the way that is fastest for its shape, forward and backward together.
 
 PyTorch's flash attention keeps no probabilities and is good forward; its backward pass on a CPU runs at a tenth of the
-rate of matrix products. Where one side is short (captions, small latents), keeping the probabilities is faster.
-Where both are long, they are computed again in the backward pass, some rows of one head at a time, with loops of our
-own between the products: 1.3 times as fast as flash. With PyTorch's own softmax that was slower than either.
+rate of matrix products. Where one side is short (captions, small latents), keeping the probabilities is faster. On
+processors with matrix tiles (Intel AMX), a kernel of our own (`attention.c`) does both passes. On others, where both
+sides are long, probabilities are computed again in the backward pass, some rows of one head at a time, with loops of
+our own between the products; with PyTorch's own softmax that was slower than flash.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +17,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bridle.kernels import native
+from bridle.kernels import native, tiles
 from bridle.kernels.choice import pick
 from bridle.kernels.stand_in import Undo
 from bridle.kernels.working import BF16, computes_bf16
@@ -83,10 +84,12 @@ class Attend:
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k / sqrt(D)) v. Args: query: [B, heads, L, D]; key, value: [B, heads, S, D]. Returns: as the query."""
-    learns = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
+    parts = query, key, value
+    wanted = [torch.is_grad_enabled() and part.requires_grad for part in parts]
+    learns = any(wanted)
 
     def timed(name: str) -> Any:
-        given = [part.detach().requires_grad_(learns) for part in (query, key, value)]
+        given = [part.detach().requires_grad_(want) for part, want in zip(parts, wanted, strict=True)]
 
         def once() -> None:
             with torch.set_grad_enabled(learns):
@@ -99,9 +102,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     def ways() -> dict[str, Any]:
         few = query[..., 0].numel() * key.shape[2] <= KEPT
         compiles = learns and query.dtype is BF16 and native.library() is not None
-        return {name: timed(name) for name in ("flash", *["kept"] * few, *["again"] * compiles)}
+        tiled = tiles.library() is not None and tiles.fits(*parts)
+        names = ["flash", *["kept"] * few, *["again"] * compiles, *["tiled"] * tiled]
+        return {name: timed(name) for name in names}
 
-    return WAYS[pick(("attend", *query.shape, key.shape[2], learns), ways)](query, key, value)
+    return WAYS[pick(("attend", *query.shape, key.shape[2], *wanted), ways)](query, key, value)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -170,4 +175,30 @@ def back_by_rows(
     found[2].copy_(for_value.t())
 
 
-WAYS = {"flash": flash, "kept": kept, "again": again}
+def tiled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Both passes by matrix tiles."""
+    if not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad):
+        return tiles.attend(query, key, value, learns=False)[0]
+    output: Tensor = Tiled.apply(query, key, value)
+    return output
+
+
+class Tiled(Function):
+    """The same, with gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
+        output, level = tiles.attend(query, key, value, learns=True)
+        ctx.save_for_backward(query, key, value, output, level)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        gradient = gradient.to(BF16)
+        if gradient.stride(-1) != 1:
+            gradient = gradient.contiguous()
+        return tiles.attend_backward(gradient, *ctx.saved_tensors, all_three=any(ctx.needs_input_grad[1:]))
+
+
+WAYS = {"flash": flash, "kept": kept, "again": again, "tiled": tiled}

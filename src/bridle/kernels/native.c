@@ -1,40 +1,18 @@
 /* What a training step does between its matrix products, in bfloat16 on a CPU, where PyTorch takes longer.
 
-   Features are rows: [rows, channels], channels next to each other, bfloat16 (the upper half of a float). Every
-   function computes in float32. Loops are plain: the compiler makes vectors of them. `threads` is
-   PyTorch's number of threads, whose OpenMP library this is linked to. */
+   Features are rows: [rows, channels], channels next to each other, bfloat16. Every function computes in float32.
+   Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's number of threads, whose OpenMP library
+   this is linked to. */
 
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
-
-typedef uint16_t bf16;
-typedef int64_t size;
+#include "bf16.h"
 
 #define EACH _Pragma("omp simd")
 #define SHARED(threads) PRAGMA(omp parallel for num_threads(threads) schedule(static))
-#define PRAGMA(x) _Pragma(#x)
 #define BLOCK 512     /* elements that stay in the fastest cache between two loops */
 #define CHANNELS 4096 /* the most that a function sums at once; of a normalisation, two groups have no more */
 #define PARALLEL 8192 /* elements below which threads cost more than they give */
 
 static inline int few(int threads, size elements) { return elements < PARALLEL ? 1 : threads; }
-static inline size least(size a, size b) { return a < b ? a : b; }
-
-static inline float up(bf16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-/* Rounds to nearest, ties to even; what is no number stays none. */
-static inline bf16 down(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return (bf16)((bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded);
-}
 
 /* e^x to 3e-7 of itself, for x as far as a float has room: 2^n times a polynomial on [-1/2, 1/2]. */
 static inline float exponential(float x) {

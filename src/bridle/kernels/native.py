@@ -1,4 +1,4 @@
-"""`native.c`, compiled once by this machine's own C compiler, as functions of tensors.
+"""Our C, compiled once by this machine's own C compiler; and `native.c` as functions of tensors.
 
 The compiler is what the environment's CC names, or else cc, gcc or clang; CC=false does without. Where there is none,
 or it fails, `library` is None and PyTorch computes everything. The compiled file lies in the user's cache folder.
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from bridle.atomic import write_with
 from bridle.kernels.machine import cache_folder, processor
 
-SOURCE = Path(__file__).with_name("native.c")
+SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "attention.c")]
+HEADER = Path(__file__).with_name("bf16.h")
 COMPILERS = ("cc", "gcc", "clang")
 PATIENCE_S = 120.0
 MOST_CHANNELS = 4096  # of two groups of a normalisation
@@ -80,13 +81,13 @@ def compilers() -> Iterator[str]:
 
 
 def compiled(compiler: str, flags: list[str]) -> Path:
-    """The library that a compiler makes of `native.c`, from the cache folder where it is there.
+    """The library that a compiler makes of the sources, from the cache folder where it is there.
 
     Raises:
         OSError: the folder cannot be written, or the compiler not be started.
         SubprocessError: the compiler fails.
     """
-    made_by = "\n".join([compiler, *flags, processor(), SOURCE.read_text()])
+    made_by = "\n".join([compiler, *flags, processor(), *(source.read_text() for source in (HEADER, *SOURCES))])
     path = cache_folder() / f"native-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         # PyTorch's own OpenMP library where it brings one, or there would be two kinds of threads in a process.
@@ -94,7 +95,7 @@ def compiled(compiler: str, flags: list[str]) -> Path:
         linked = ["-Wl,--as-needed", *theirs] if sys.platform == "linux" and "-fopenmp" in flags else []
 
         def compile_to(temporary: Path) -> None:
-            command = [compiler, *flags, str(SOURCE), "-o", str(temporary), *linked, "-lm"]
+            command = [compiler, *flags, *map(str, SOURCES), "-o", str(temporary), *linked, "-lm"]
             subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
 
         write_with(path, compile_to)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from bridle.control.control import denoiser_of
+from bridle.kernels.attention import choose_attention
 from bridle.kernels.quicken import quicken
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
@@ -30,6 +31,7 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
             drawing = [*models, *([] if vae is None else [vae])]
             if denoiser.device.type == "cpu":
                 around.callback(quicken(*drawing, fixed=True))
+                around.callback(choose_attention(*models))
             around.callback(keep_text(*models))
             around.callback(share_halves(*models))
         yield

@@ -1,0 +1,124 @@
+"""Attention by matrix tiles is attention, for every shape, and leaves everything else alone."""
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bridle.kernels import attention, tiles
+
+BF16 = torch.bfloat16
+pytestmark = pytest.mark.skipif(tiles.library() is None, reason="no C compiler, or no matrix tiles here")
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def make(batch: int, heads: int, rows: int, depth: int) -> Tensor:
+    """[B, heads, L, D], lying as a projection leaves it."""
+    return torch.randn(batch, rows, heads * depth).to(BF16).unflatten(-1, (heads, depth)).transpose(1, 2)
+
+
+def distance(found: Tensor, exact: Tensor) -> float:
+    return float((found.detach().double() - exact).norm() / exact.norm())
+
+
+SHAPES = [
+    (1, 8, 256, 256, 40),
+    (2, 3, 129, 130, 22),  # beyond blocks by one and two
+    (3, 2, 17, 77, 64),  # captions
+    (1, 1, 1, 1, 2),
+    (2, 2, 33, 31, 160),
+    (1, 2, 300, 5, 272),  # deeper than a block is wide
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_it_is_attention_forward_and_backward(shape: tuple[int, ...], threads: int) -> None:
+    batch, heads, queries, keys, depth = shape
+    torch.manual_seed(0)
+    given = [make(batch, heads, rows, depth) for rows in (queries, keys, keys)]
+    pull = make(batch, heads, queries, depth)
+    exact = [part.double().requires_grad_() for part in given]
+    expected = F.scaled_dot_product_attention(*exact)
+    slopes = torch.autograd.grad(expected, exact, pull.double())
+    for part in given:
+        part.requires_grad_()
+    output = attention.tiled(*given)
+    found = torch.autograd.grad(output, given, pull)
+    assert distance(output, expected.detach()) < 4e-3
+    for mine, slope in zip(found, slopes, strict=True):
+        # Of one key, scores have no gradient, and what is left is the rounding of its terms.
+        assert float((mine.double() - slope).norm()) < 5e-3 * float(slope.norm()) + (0.02 if keys == 1 else 0)
+    with torch.no_grad():
+        assert torch.equal(attention.tiled(*given), output)
+
+
+def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
+    torch.manual_seed(0)
+    given = [40 * make(1, 2, 300, 32), 40 * make(1, 2, 300, 32), make(1, 2, 300, 32)]
+    exact = F.scaled_dot_product_attention(*(part.double() for part in given))
+    assert distance(attention.tiled(*given), exact) < 4e-3
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_no_number_is_not_made_one(place: int, number: float) -> None:
+    """Or a step would be taken that has to be skipped."""
+    torch.manual_seed(0)
+    given = [make(1, 2, 40, 32) for _ in range(3)]
+    given[place][0, 1, 7, 5] = number
+    output = attention.tiled(*given)
+    assert not output[0, 1].isfinite().all()
+    assert output[0, 0].isfinite().all(), "the other head has not seen it"
+
+
+def test_a_query_alone_gets_its_gradient() -> None:
+    """As in a locked decoder's attention to captions."""
+    torch.manual_seed(0)
+    query, key, value = make(2, 4, 50, 32).requires_grad_(), make(2, 4, 77, 32), make(2, 4, 77, 32)
+    pull = make(2, 4, 50, 32)
+    (alone,) = torch.autograd.grad(attention.tiled(query, key, value), query, pull)
+    given = [query, key.requires_grad_(), value.requires_grad_()]
+    assert torch.equal(alone, torch.autograd.grad(attention.tiled(*given), given, pull)[0])
+
+
+def test_rows_may_lie_anywhere(threads: int) -> None:
+    """Parts of one projection, turned around, repeated: what is between them is neither read nor written."""
+    torch.manual_seed(0)
+    whole = torch.randn(2, 50, 3, 4, 24).to(BF16)
+    whole[:, :, :, :, 20:] = math.nan
+    given = [whole[:, :, part, :, :20].transpose(1, 2) for part in range(3)]
+    pull = torch.randn(20).to(BF16).expand(2, 4, 50, 20)
+    kept = whole.clone()
+    outputs = []
+    for parts in (given, [part.contiguous() for part in given]):
+        parts = [part.detach().requires_grad_() for part in parts]
+        output = attention.tiled(*parts)
+        outputs.append([output, *torch.autograd.grad(output, parts, pull)])
+    assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
+    assert torch.equal(whole.view(torch.int16), kept.view(torch.int16))
+
+
+@pytest.mark.parametrize("part", [torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 4, 7, dtype=BF16)])
+def test_what_it_does_not_know_is_left_to_others(part: Tensor) -> None:
+    assert not tiles.fits(part)
+    assert not tiles.fits(torch.zeros(1, 1, 6, 4, dtype=BF16).transpose(2, 3))
+    assert torch.equal(attention.attend(part, part, part), part)
+
+
+def test_products_after_it_are_what_they_were() -> None:
+    """PyTorch's own kernels use the same registers."""
+    torch.manual_seed(0)
+    left, right = torch.randn(70, 90).to(BF16), torch.randn(90, 50).to(BF16)
+    before = left @ right
+    attention.tiled(*(make(1, 2, 40, 32) for _ in range(3)))
+    assert torch.equal(left @ right, before)
