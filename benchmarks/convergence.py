@@ -4,13 +4,15 @@
     python benchmarks/convergence.py shuffled --out work/convergence
     python benchmarks/convergence.py --plot docs/images/convergence.png --out work/convergence
 
-"true" trains on the demo's pairs, "shuffled" on the same with the hints exchanged among the training pairs; both are
-probed on the same held-out pairs, with their own hints. Run again, a command goes on.
+A control begins as `bridle train` has it begin. "true" trains on the demo's pairs, "shuffled" on the same with the
+hints exchanged among the training pairs; both are probed on the same held-out pairs, with their own hints. Run again, a
+command goes on.
 """
 
 import argparse
 import os
 from pathlib import Path
+from typing import cast
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -22,6 +24,7 @@ from rich.console import Console
 from bridle.base.load import load_base
 from bridle.cache.store import Cache, CachedBatch
 from bridle.control.control import Control
+from bridle.control.unet import UNetControl
 from bridle.data.annotate import get_annotator
 from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
@@ -30,6 +33,7 @@ from bridle.run.controllability import Controllability
 from bridle.run.pairs import load_data
 from bridle.sample.settings import SampleSettings
 from bridle.train.draws import generator
+from bridle.train.hint_start import HINTS, scale_hint_encoder
 from bridle.train.log import read_rows
 from bridle.train.loop import Hands, train
 from bridle.train.settings import ProbeSettings, TrainSettings
@@ -59,6 +63,7 @@ def run(kind: str, out: Path) -> None:
     folder, console = out / kind, Console()
     torch.manual_seed(0)
     control = Control.from_base(base.denoiser)
+    scale_hint_encoder(cast(UNetControl, control), cache.batch(cache.train_ids[:HINTS]).hint, seed=0)
     annotator = get_annotator("canny")
     hands = Hands(
         save=lambda control, step: save_control(control, folder / "control", {"steps": step}),

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridle.kernels import attention, native, outer, patches
+from bridle.kernels import attention, native, outer, patches, tiles
 from bridle.train.memory import keep_freed_memory
 
 BF16, LAST = torch.bfloat16, torch.channels_last
@@ -39,7 +39,11 @@ def pairs() -> list[Pair]:
         left, right = torch.randn(rows, wide).to(BF16), torch.randn(rows, width).to(BF16)
         what = f"product over {rows} rows, {wide} by {width}"
         found.append((what, lambda a=left, b=right: outer.plain(a, b), lambda a=left, b=right: outer.turned(a, b)))
-    return [*found, long_attention(4096)]
+    found.append(attending(attention.again, 8, 4096, 4096, 40))
+    if tiles.library() is not None:
+        sizes = ((8, 4096, 4096, 40), (8, 4096, 77, 40), (8, 1024, 1024, 40), (8, 256, 256, 80), (2, 256, 256, 32, 24))
+        found += [attending(attention.tiled, *size) for size in sizes]
+    return found
 
 
 def normalisation(order: str, *shape: int) -> Pair:
@@ -77,14 +81,16 @@ def gate(rows: int, width: int) -> Pair:
     return f"gated activation ({rows}, {width})", by_pytorch, lambda: native.geglu(hidden)
 
 
-def long_attention(tokens: int) -> Pair:
-    given = [torch.randn(1, 8, tokens, 40).to(BF16).requires_grad_() for _ in range(3)]
-    pull = torch.randn(1, 8, tokens, 40).to(BF16)
+def attending(way: Callable[..., Tensor], heads: int, queries: int, keys: int, depth: int, batch: int = 1) -> Pair:
+    """There and back, beside PyTorch's flash attention."""
+    given = [torch.randn(batch, heads, rows, depth).to(BF16).requires_grad_() for rows in (queries, keys, keys)]
+    pull = torch.randn(batch, heads, queries, depth).to(BF16)
 
-    def by(way: Callable[..., Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(way(*given), given, pull)
+    def by(attend: Callable[..., Tensor]) -> Callable[[], object]:
+        return lambda: torch.autograd.grad(attend(*given), given, pull)
 
-    return f"attention over {tokens} tokens, there and back", by(attention.flash), by(attention.again)
+    what = f"attention, {batch} x {heads} heads, {queries} to {keys} tokens, depth {depth}, {way.__name__}"
+    return what, by(attention.flash), by(way)
 
 
 def seconds(call: Callable[[], object]) -> float:

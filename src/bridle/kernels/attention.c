@@ -6,7 +6,7 @@
 
 #include "bf16.h"
 
-#if defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__)
+#if defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
 
 #include <immintrin.h>
 #include <sys/syscall.h>
@@ -90,29 +90,34 @@ static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row
 
 /* --- vectors */
 
-/* 2^x to 3e-6 of itself: bfloat16 keeps 4e-3. Taylor's polynomial on [-1/2, 1/2]. */
+/* 2^x to 3e-6 of itself; bfloat16 keeps 4e-3. The polynomial for 2^f on [0, 1) that is nowhere further off. */
 static inline __m512 power(__m512 x) {
-    __m512 whole = _mm512_roundscale_ps(x, 0), f = _mm512_sub_ps(x, whole), p = all(0.00133335581f);
-    p = _mm512_fmadd_ps(p, f, all(0.00961812911f));
-    p = _mm512_fmadd_ps(p, f, all(0.0555041087f));
-    p = _mm512_fmadd_ps(p, f, all(0.240226507f));
-    p = _mm512_fmadd_ps(p, f, all(0.693147181f));
-    p = _mm512_fmadd_ps(p, f, all(1.f));
-    return _mm512_scalef_ps(p, whole);
+    __m512 f = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC), p = all(0.0135341678f);
+    p = _mm512_fmadd_ps(p, f, all(0.0520114601f));
+    p = _mm512_fmadd_ps(p, f, all(0.241442755f));
+    p = _mm512_fmadd_ps(p, f, all(0.693003833f));
+    p = _mm512_fmadd_ps(p, f, all(1.0000026f));
+    return _mm512_scalef_ps(p, x);
 }
 
-static inline __m512i words(__m256i halves) { return _mm512_cvtepu16_epi32(halves); }
-static inline __m256i rounded(__m512 x) { return (__m256i)_mm512_cvtneps_pbh(x); }
+/* Two rows, rounded, one behind the other. */
+static inline __m512i rounded(__m512 one, __m512 next) { return (__m512i)_mm512_cvtne2ps_pbh(next, one); }
 
-/* Two rows element by element, as `multiply` wants b. */
-static inline __m512i paired(__m256i upper, __m256i lower) {
-    return _mm512_or_si512(words(upper), _mm512_slli_epi32(words(lower), 16));
+static inline __m512i behind(__m256i one, __m256i next) {
+    return _mm512_inserti64x4(_mm512_castsi256_si512(one), next, 1);
+}
+
+static inline __m512i lanes(void) { return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15); }
+
+/* Two rows one behind the other as pairs: as `multiply` wants b. */
+static inline __m512i paired(__m512i rows) {
+    __m512i even = lanes(), odd = _mm512_add_epi32(even, _mm512_set1_epi32(16));
+    return _mm512_permutexvar_epi16(_mm512_or_si512(even, _mm512_slli_epi32(odd, 16)), rows);
 }
 
 /* 0, row, 2 * row, ...: where 16 rows begin. */
 static inline __m512i starts(size row) {
-    __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    return _mm512_mullo_epi32(lanes, _mm512_set1_epi32((int)row));
+    return _mm512_mullo_epi32(lanes(), _mm512_set1_epi32((int)row));
 }
 
 /* --- one head's rows in the orders that `multiply` reads, both sides made up to multiples of WIDE by zeros */
@@ -163,7 +168,7 @@ static void pair(Rows x, bf16 *y) {
     size deep = full(x.depth);
     for (size r = 0; r < full(x.count); r += 2)
         for (size d = 0; d < deep; d += 16)
-            _mm512_storeu_si512(y + r * deep + 2 * d, paired(stretch(x, r, d), stretch(x, r + 1, d)));
+            _mm512_storeu_si512(y + r * deep + 2 * d, paired(behind(stretch(x, r, d), stretch(x, r + 1, d))));
 }
 
 /* [depth / 2, count, 2] */
@@ -173,15 +178,14 @@ static void turn_pairs(Rows x, bf16 *y) {
         for (size d = 0; d < full(x.depth); d += 2) _mm512_storeu_si512(y + d * rows + 2 * r, column(x, r, d));
 }
 
-/* The transpose of x [depth, row], each of its first `count` columns times its factor where there are some, rounded:
-   y [count, depth]. */
-static void turn_back(const float *x, size row, size count, size depth, const float *factor, bf16 *y, size y_row) {
+/* The transpose of x [depth, row], each of its first `count` columns times its factor, rounded: y [count, depth]. */
+static void turn_back(const float *x, size row, size count, size depth, const float *factors, bf16 *y, size y_row) {
     for (size r = 0; r < count; r += 16) {
-        __m512 by = factor ? sixteen(factor + r) : all(1.f);
+        __m512 by = sixteen(factors + r);
         for (size d = 0; d < depth; d += 2) {
             const float *at = x + d * row + r;
-            __m256i one = rounded(_mm512_mul_ps(sixteen(at), by)), next = rounded(_mm512_mul_ps(sixteen(at + row), by));
-            _mm512_mask_i32scatter_epi32(y + r * y_row + d, first_of(count - r), starts(y_row), paired(one, next), 2);
+            __m512i both = rounded(_mm512_mul_ps(sixteen(at), by), _mm512_mul_ps(sixteen(at + row), by));
+            _mm512_mask_i32scatter_epi32(y + r * y_row + d, first_of(count - r), starts(y_row), paired(both), 2);
         }
     }
 }
@@ -226,7 +230,7 @@ static inline void chances(const float *s, size count, __m512 by, Seen *seen, fl
         __m512 next = power(_mm512_fmsub_ps(sixteen(s + (r + 1) * WIDE), by, most));
         even = _mm512_add_ps(even, one);
         odd = _mm512_add_ps(odd, next);
-        _mm512_storeu_si512(p + r * WIDE, paired(rounded(one), rounded(next)));
+        _mm512_storeu_si512(p + r * WIDE, paired(rounded(one, next)));
     }
     seen->total = _mm512_add_ps(even, odd);
 }
@@ -277,26 +281,29 @@ void attend(const bf16 *q, const bf16 *k, const bf16 *v, const size *lies, bf16 
 
 /* A block of scores and of the probabilities' gradients, both [keys, queries]. */
 typedef struct {
-    bf16 p[KEYS * QUERIES] ALIGNED, ds[KEYS * QUERIES] ALIGNED; /* probabilities, and the scores' gradients */
+    bf16 p[KEYS * QUERIES] ALIGNED, ds[KEYS * QUERIES] ALIGNED; /* probabilities, scores' gradients without the scale */
     bf16 pairs[KEYS * QUERIES] ALIGNED;                         /* the latter, pairs of keys together */
 } Block;
 
+/* Rows that lie one behind the other, to places a row of the block apart. */
+static inline void put_rows(bf16 *to, __m512i rows) {
+    _mm256_storeu_si256((void *)to, _mm512_castsi512_si256(rows));
+    _mm256_storeu_si256((void *)(to + QUERIES), _mm512_extracti64x4_epi64(rows, 1));
+}
+
 /* 32 keys and as many queries of it: from scores s and gradients g of the probabilities, [WIDE, WIDE]. */
-static inline void differentiate(const float *s, const float *g, const float *level, const float *drift, float scale,
+static inline void differentiate(const float *s, const float *g, const float *level, const float *drift, __m512 by,
                                  Block *block, size r, size c) {
     for (int half = 0; half < 2; half++, s += 16, g += 16, c += 16) {
-        __m512 base = sixteen(level + 16 * half), mean = sixteen(drift + 16 * half), by = all(scale * LOG2E);
-        for (size j = 0; j < WIDE; j += 2) {
-            __m256i gradient[2];
-            for (size i = 0; i < 2; i++) {
-                size from = (j + i) * WIDE, to = (r + j + i) * QUERIES + c;
-                __m512 p = power(_mm512_fmsub_ps(sixteen(s + from), by, base));
-                __m512 pull = _mm512_mul_ps(_mm512_sub_ps(sixteen(g + from), mean), all(scale));
-                gradient[i] = rounded(_mm512_mul_ps(p, pull));
-                _mm256_storeu_si256((void *)(block->p + to), rounded(p));
-                _mm256_storeu_si256((void *)(block->ds + to), gradient[i]);
-            }
-            _mm512_storeu_si512(block->pairs + (r + j) * QUERIES + 2 * c, paired(gradient[0], gradient[1]));
+        __m512 base = sixteen(level + 16 * half), mean = sixteen(drift + 16 * half);
+        for (size from = 0, to = r * QUERIES; from < WIDE * WIDE; from += 2 * WIDE, to += 2 * QUERIES) {
+            __m512 one = power(_mm512_fmsub_ps(sixteen(s + from), by, base));
+            __m512 next = power(_mm512_fmsub_ps(sixteen(s + from + WIDE), by, base));
+            __m512 slope = _mm512_mul_ps(one, _mm512_sub_ps(sixteen(g + from), mean));
+            __m512i slopes = rounded(slope, _mm512_mul_ps(next, _mm512_sub_ps(sixteen(g + from + WIDE), mean)));
+            put_rows(block->p + to + c, rounded(one, next));
+            put_rows(block->ds + to + c, slopes);
+            _mm512_storeu_si512(block->pairs + to + 2 * c, paired(slopes));
         }
     }
 }
@@ -306,17 +313,17 @@ static void drifts(Rows o, Rows g, float *drift) {
     for (size i = 0; i < full(o.count); i++) {
         __m512 sum = all(0.f);
         for (size d = 0; d < o.depth; d += 16) {
-            __m512 one = (__m512)_mm512_slli_epi32(words(stretch(o, i, d)), 16);
-            sum = _mm512_fmadd_ps(one, (__m512)_mm512_slli_epi32(words(stretch(g, i, d)), 16), sum);
+            __m512 seen = _mm512_cvtpbh_ps((__m256bh)stretch(o, i, d));
+            sum = _mm512_fmadd_ps(seen, _mm512_cvtpbh_ps((__m256bh)stretch(g, i, d)), sum);
         }
         drift[i] = _mm512_reduce_add_ps(sum);
     }
 }
 
-/* [count, depth] from x [count, deep], rounded. */
-static void round_rows(const float *x, size count, size depth, bf16 *y, size y_row) {
+/* x [count, depth made up] times a factor, rounded: y [count, depth]. */
+static void put(const float *x, size count, size depth, float factor, bf16 *y, size y_row) {
     for (size r = 0; r < count; r++)
-        for (size d = 0; d < depth; d++) y[r * y_row + d] = down(x[r * full(depth) + d]);
+        for (size d = 0; d < depth; d++) y[r * y_row + d] = down(x[r * full(depth) + d] * factor);
 }
 
 /* dk, dv: both null where they are not wanted. */
@@ -349,6 +356,7 @@ void attend_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *o,
         memset(levels, 0, sizeof(float) * l); /* beyond the last query; what is pulled there is zero */
         memcpy(levels, level + unit * queries, sizeof(float) * queries);
         memset(for_query, 0, sizeof(float) * l * d);
+        __m512 by = all(scale * LOG2E);
         Before before;
         take_tiles(&before);
         for (size from = 0; from < s; from += KEYS) {
@@ -364,7 +372,7 @@ void attend_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *o,
                         size row = (from + r) * d, at = first + c;
                         multiply(key_rows + row, d, query_columns + 2 * at, 2 * l, d / WIDE, scores, WIDE, 0);
                         multiply(value_rows + row, d, pull_columns + 2 * at, 2 * l, d / WIDE, gradient, WIDE, 0);
-                        differentiate(scores, gradient, levels + at, drift + at, scale, &block, r, c);
+                        differentiate(scores, gradient, levels + at, drift + at, by, &block, r, c);
                     }
                 for (size c = 0; c < d; c += WIDE) {
                     const bf16 *asked = query_pairs + first * d + 2 * c, *pulled = pull_pairs + first * d + 2 * c;
@@ -379,10 +387,11 @@ void attend_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *o,
                 }
             }
             size to = ((sample * keys + from) * heads + head) * depth, real = least(count, keys - from);
-            if (dk) round_rows(for_key, real, depth, dk + to, step), round_rows(for_value, real, depth, dv + to, step);
+            if (dk) put(for_key, real, depth, scale, dk + to, step), put(for_value, real, depth, 1.f, dv + to, step);
         }
         give_tiles(&before);
-        turn_back(for_query, l, queries, depth, 0, dq + (sample * queries * heads + head) * depth, step);
+        for (size i = 0; i < l; i++) levels[i] = scale; /* they have served */
+        turn_back(for_query, l, queries, depth, levels, dq + (sample * queries * heads + head) * depth, step);
     }
 }
 
