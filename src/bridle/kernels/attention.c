@@ -57,35 +57,40 @@ static inline void take_tiles(Before *before) {
 static inline void give_tiles(const Before *before) { _tile_loadconfig(before->config); }
 
 /* c[32, 32] = a[32, 32 * steps] b[32 * steps, 32], on top of c where `add`. Of b, pairs of rows lie together, element
-   by element. a_row, b_row, c_row: elements between rows, of b between pairs of rows. */
+   by element. a_row, b_row, c_row: elements between rows, of b between pairs of rows. rows, columns: what of c is
+   wanted; 16 and less spare the rest. */
 static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row, size steps, float *c, size c_row,
-                            int add) {
+                            int add, size rows, size columns) {
     float *below = c + 16 * c_row;
+    int tall = rows > 16, broad = columns > 16;
+    _tile_zero(0);
+    if (broad) _tile_zero(1);
+    if (tall) _tile_zero(2);
+    if (tall && broad) _tile_zero(3);
     if (add) {
         _tile_loadd(0, c, 4 * c_row);
-        _tile_loadd(1, c + 16, 4 * c_row);
-        _tile_loadd(2, below, 4 * c_row);
-        _tile_loadd(3, below + 16, 4 * c_row);
-    } else {
-        _tile_zero(0);
-        _tile_zero(1);
-        _tile_zero(2);
-        _tile_zero(3);
+        if (broad) _tile_loadd(1, c + 16, 4 * c_row);
+        if (tall) _tile_loadd(2, below, 4 * c_row);
+        if (tall && broad) _tile_loadd(3, below + 16, 4 * c_row);
     }
     for (size step = 0; step < steps; step++, a += 32, b += 16 * b_row) {
         _tile_loadd(4, a, 2 * a_row);
-        _tile_loadd(5, a + 16 * a_row, 2 * a_row);
         _tile_loadd(6, b, 2 * b_row);
-        _tile_loadd(7, b + 32, 2 * b_row);
         _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        if (broad) {
+            _tile_loadd(7, b + 32, 2 * b_row);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (tall) {
+            _tile_loadd(5, a + 16 * a_row, 2 * a_row);
+            _tile_dpbf16ps(2, 5, 6);
+            if (broad) _tile_dpbf16ps(3, 5, 7);
+        }
     }
     _tile_stored(0, c, 4 * c_row);
-    _tile_stored(1, c + 16, 4 * c_row);
-    _tile_stored(2, below, 4 * c_row);
-    _tile_stored(3, below + 16, 4 * c_row);
+    if (broad) _tile_stored(1, c + 16, 4 * c_row);
+    if (tall) _tile_stored(2, below, 4 * c_row);
+    if (tall && broad) _tile_stored(3, below + 16, 4 * c_row);
 }
 
 /* --- vectors */
@@ -258,12 +263,14 @@ void attend(const bf16 *q, const bf16 *k, const bf16 *v, const size *lies, bf16 
             for (size from = 0; from < s; from += KEYS) {
                 size count = least(KEYS, s - from);
                 for (size r = 0; r < count; r += WIDE)
-                    multiply(key + (from + r) * d, d, query + 2 * first, 2 * l, d / WIDE, scores + r * WIDE, WIDE, 0);
+                    multiply(key + (from + r) * d, d, query + 2 * first, 2 * l, d / WIDE, scores + r * WIDE, WIDE, 0,
+                             WIDE, WIDE);
                 for (size i = (keys - from) * WIDE; i < count * WIDE; i++) scores[i] = LEAST;
                 for (int half = 0; half < 2; half++)
                     chances(scores + 16 * half, count, by, seen + half, sum + 16 * half, d, p + 32 * half);
                 for (size r = 0; r < d; r += WIDE)
-                    multiply(value + r * s + from, s, p, 2 * WIDE, count / WIDE, sum + r * WIDE, WIDE, 1);
+                    multiply(value + r * s + from, s, p, 2 * WIDE, count / WIDE, sum + r * WIDE, WIDE, 1,
+                             depth - r, WIDE);
             }
             size wanted = least(WIDE, queries - first);
             for (int half = 0; half < 2; half++) {
@@ -369,21 +376,22 @@ void attend_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *o,
                 for (size r = 0; r < count; r += WIDE)
                     for (size c = 0; c < wide; c += WIDE) {
                         float scores[WIDE * WIDE] ALIGNED, gradient[WIDE * WIDE] ALIGNED;
-                        size row = (from + r) * d, at = first + c;
-                        multiply(key_rows + row, d, query_columns + 2 * at, 2 * l, d / WIDE, scores, WIDE, 0);
-                        multiply(value_rows + row, d, pull_columns + 2 * at, 2 * l, d / WIDE, gradient, WIDE, 0);
+                        size row = (from + r) * d, at = first + c, steps = d / WIDE;
+                        const bf16 *asked = query_columns + 2 * at, *pulled = pull_columns + 2 * at;
+                        multiply(key_rows + row, d, asked, 2 * l, steps, scores, WIDE, 0, WIDE, WIDE);
+                        multiply(value_rows + row, d, pulled, 2 * l, steps, gradient, WIDE, 0, WIDE, WIDE);
                         differentiate(scores, gradient, levels + at, drift + at, by, &block, r, c);
                     }
                 for (size c = 0; c < d; c += WIDE) {
                     const bf16 *asked = query_pairs + first * d + 2 * c, *pulled = pull_pairs + first * d + 2 * c;
                     for (size r = 0; r < count && dk; r += WIDE) {
-                        size row = r * QUERIES, to = r * d + c;
-                        multiply(block.ds + row, QUERIES, asked, 2 * d, wide / WIDE, for_key + to, d, 1);
-                        multiply(block.p + row, QUERIES, pulled, 2 * d, wide / WIDE, for_value + to, d, 1);
+                        size row = r * QUERIES, to = r * d + c, steps = wide / WIDE, left = depth - c;
+                        multiply(block.ds + row, QUERIES, asked, 2 * d, steps, for_key + to, d, 1, WIDE, left);
+                        multiply(block.p + row, QUERIES, pulled, 2 * d, steps, for_value + to, d, 1, WIDE, left);
                     }
                     for (size i = 0; i < wide; i += WIDE)
                         multiply(keys_turned + c * s + from, s, block.pairs + 2 * i, 2 * QUERIES, count / WIDE,
-                                 for_query + c * l + first + i, l, 1);
+                                 for_query + c * l + first + i, l, 1, depth - c, WIDE);
                 }
             }
             size to = ((sample * keys + from) * heads + head) * depth, real = least(count, keys - from);
