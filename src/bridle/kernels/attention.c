@@ -6,6 +6,9 @@
 
 #include "bf16.h"
 
+#ifdef __AMXBF16__
+#define __AMX_BF16__ /* as older clangs call it */
+#endif
 #if defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
 
 #include <immintrin.h>
@@ -104,6 +107,9 @@ static inline __m512 power(__m512 x) {
     p = _mm512_fmadd_ps(p, f, all(1.0000026f));
     return _mm512_scalef_ps(p, x);
 }
+
+/* bfloat16 numbers in the lower halves of words. */
+static inline __m512 floats(__m512i words) { return _mm512_castsi512_ps(_mm512_slli_epi32(words, 16)); }
 
 /* Two rows, rounded, one behind the other. */
 static inline __m512i rounded(__m512 one, __m512 next) { return (__m512i)_mm512_cvtne2ps_pbh(next, one); }
@@ -320,8 +326,8 @@ static void drifts(Rows o, Rows g, float *drift) {
     for (size i = 0; i < full(o.count); i++) {
         __m512 sum = all(0.f);
         for (size d = 0; d < o.depth; d += 16) {
-            __m512 seen = _mm512_cvtpbh_ps((__m256bh)stretch(o, i, d));
-            sum = _mm512_fmadd_ps(seen, _mm512_cvtpbh_ps((__m256bh)stretch(g, i, d)), sum);
+            __m512i seen = _mm512_cvtepu16_epi32(stretch(o, i, d)), pull = _mm512_cvtepu16_epi32(stretch(g, i, d));
+            sum = _mm512_fmadd_ps(floats(seen), floats(pull), sum);
         }
         drift[i] = _mm512_reduce_add_ps(sum);
     }

@@ -1,46 +1,18 @@
-"""Our C, compiled once by this machine's own C compiler; and `native.c` as functions of tensors.
-
-The compiler is what the environment's CC names, or else cc, gcc or clang; CC=false does without. Where there is none,
-or it fails, `library` is None and PyTorch computes everything. The compiled file lies in the user's cache folder.
+"""`native.c` as functions of tensors. Where there is no compiler, `library` is None and PyTorch computes everything.
 
 Tensors are bfloat16, on the CPU, and dense in the order that a function names; nothing is checked here.
 """
 
 import ctypes
-import hashlib
-import os
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import suppress
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bridle.atomic import write_with
-from bridle.kernels.machine import cache_folder, processor
+from bridle.kernels.compiler import load
 
-SOURCES = [Path(__file__).with_name(name) for name in ("native.c", "attention.c")]
-HEADER = Path(__file__).with_name("bf16.h")
-COMPILERS = ("cc", "gcc", "clang")
-PATIENCE_S = 120.0
 MOST_CHANNELS = 4096  # of two groups of a normalisation
-# Sums may be reordered and products fused, or loops would not become ones of vectors; infinities and NaN stay such.
-EXACTLY = [
-    *("-O3", "-std=gnu11", "-shared", "-fPIC", "-ffp-contract=fast"),
-    *("-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-freciprocal-math"),
-]
-# From the fastest to what every compiler takes.
-FLAGS = (
-    ["-march=native", "-mprefer-vector-width=512", "-fopenmp"],
-    ["-mcpu=native", "-fopenmp"],
-    ["-march=native"],
-    [],
-)
 size, real, number, memory = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
 ARGUMENTS = {
     "geglu": [memory] * 2 + [size] * 2 + [number],
@@ -60,46 +32,12 @@ ARGUMENTS = {
 @cache
 def library() -> Any:
     """The compiled functions; None where this machine has no compiler for them."""
-    for compiler in compilers():
-        for flags in FLAGS:
-            with suppress(OSError, subprocess.SubprocessError):
-                found = ctypes.CDLL(str(compiled(compiler, [*EXACTLY, *flags])))
-                for name, arguments in ARGUMENTS.items():
-                    getattr(found, name).argtypes = arguments
-                found.square_sum.restype = ctypes.c_double
-                return found
-    return None
-
-
-def compilers() -> Iterator[str]:
-    """Paths of the C compilers to try."""
-    named = os.environ.get("CC")
-    for name in [named] if named else COMPILERS:
-        path = shutil.which(name)
-        if path:
-            yield path
-
-
-def compiled(compiler: str, flags: list[str]) -> Path:
-    """The library that a compiler makes of the sources, from the cache folder where it is there.
-
-    Raises:
-        OSError: the folder cannot be written, or the compiler not be started.
-        SubprocessError: the compiler fails.
-    """
-    made_by = "\n".join([compiler, *flags, processor(), *(source.read_text() for source in (HEADER, *SOURCES))])
-    path = cache_folder() / f"native-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.so"
-    if not path.exists():
-        # PyTorch's own OpenMP library where it brings one, or there would be two kinds of threads in a process.
-        theirs = [str(found) for found in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]
-        linked = ["-Wl,--as-needed", *theirs] if sys.platform == "linux" and "-fopenmp" in flags else []
-
-        def compile_to(temporary: Path) -> None:
-            command = [compiler, *flags, *map(str, SOURCES), "-o", str(temporary), *linked, "-lm"]
-            subprocess.run(command, check=True, capture_output=True, timeout=PATIENCE_S)
-
-        write_with(path, compile_to)
-    return path
+    found = load("native.c")
+    if found is not None:
+        for name, arguments in ARGUMENTS.items():
+            getattr(found, name).argtypes = arguments
+        found.square_sum.restype = ctypes.c_double
+    return found
 
 
 # --- features as rows

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bridle.kernels import native
+from bridle.kernels.compiler import load
 
 SIZES = [c_int64] * 5  # batch, heads, queries, keys, depth
 HOW = [*SIZES, c_float, c_int]
@@ -20,7 +20,7 @@ HOW = [*SIZES, c_float, c_int]
 @cache
 def library() -> Any:
     """The compiled functions; None where there is no compiler, or the processor or the system has no tiles."""
-    found = native.library()
+    found = load("attention.c")
     if found is None or not found.attends():
         return None
     found.attend.argtypes = [c_void_p] * 7 + HOW
