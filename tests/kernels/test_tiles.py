@@ -1,7 +1,7 @@
 """Attention by matrix tiles is attention, for every shape, and leaves everything else alone."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -69,6 +69,21 @@ def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     assert distance(attention.tiled(*given), exact) < 4e-3
 
 
+@pytest.mark.parametrize("score", [-300.0, 300.0])
+def test_scores_far_from_zero_change_no_gradient(score: float) -> None:
+    """Zeros that keys and queries are made up with to whole tiles would be the highest scores, or the lowest."""
+    torch.manual_seed(0)
+    query, key, value, pull = (make(1, 2, rows, 32) for rows in (50, 77, 77, 50))
+    query[..., 0], key[..., 0] = 1, score * 32**0.5
+    exact = [part.double().requires_grad_() for part in (query, key, value)]
+    slopes = torch.autograd.grad(F.scaled_dot_product_attention(*exact), exact, pull.double())
+    given = [part.requires_grad_() for part in (query, key, value)]
+    found = torch.autograd.grad(attention.tiled(*given), given, pull)
+    assert distance(found[2], slopes[2]) < 5e-3
+    for mine, slope in zip(found, slopes, strict=True):  # all but the entry that the scores' rounding decides
+        assert distance(mine[..., 1:], slope[..., 1:]) < 5e-3
+
+
 @pytest.mark.parametrize("number", [math.nan, math.inf])
 @pytest.mark.parametrize("place", range(3))
 def test_what_is_no_number_is_not_made_one(place: int, number: float) -> None:
@@ -108,11 +123,43 @@ def test_rows_may_lie_anywhere(threads: int) -> None:
     assert torch.equal(whole.view(torch.int16), kept.view(torch.int16))
 
 
-@pytest.mark.parametrize("part", [torch.zeros(1, 1, 4, 6), torch.zeros(1, 1, 4, 7, dtype=BF16)])
-def test_what_it_does_not_know_is_left_to_others(part: Tensor) -> None:
-    assert not tiles.fits(part)
-    assert not tiles.fits(torch.zeros(1, 1, 6, 4, dtype=BF16).transpose(2, 3))
-    assert torch.equal(attention.attend(part, part, part), part)
+def fitting() -> list[Tensor]:
+    return [make(2, 3, rows, 8) for rows in (4, 5, 5)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda q, k, v: [q.float(), k.float(), v.float()],
+        lambda q, k, v: [q[..., :7], k[..., :7], v[..., :7]],
+        lambda q, k, v: [part.transpose(2, 3).contiguous().transpose(2, 3) for part in (q, k, v)],
+        lambda q, k, v: [q, k[:1], v[:1]],
+        lambda q, k, v: [q, k, torch.cat([v, v], -1)],
+        lambda q, k, v: [q[:, :, :0], k, v],
+    ],
+    ids=["float32", "odd depth", "rows apart", "keys for all samples", "deeper values", "no queries"],
+)
+def test_what_it_does_not_know_is_left_to_others(change: Callable[..., list[Tensor]]) -> None:
+    """Also after the same shape has been attended with by tiles."""
+    torch.manual_seed(0)
+    given = fitting()
+    assert tiles.fits(*given)
+    attention.attend(*given)
+    other = change(*given)
+    assert not tiles.fits(*other)
+    exact = F.scaled_dot_product_attention(*(part.double() for part in other))
+    torch.testing.assert_close(attention.attend(*other).double(), exact, rtol=0.02, atol=0.02)
+
+
+def test_the_type_that_tensors_are_made_in_does_not_matter() -> None:
+    before, given = torch.get_default_dtype(), [part.requires_grad_() for part in fitting()]
+    expected = attention.tiled(*given)
+    torch.set_default_dtype(BF16)
+    try:
+        assert tiles.attend(*given, learns=True)[1].dtype is torch.float32
+        assert torch.equal(attention.tiled(*given), expected)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def test_products_after_it_are_what_they_were() -> None:

@@ -26,6 +26,8 @@
 #define LOG2E 1.44269504f
 #define LEAST (-1e30f) /* a score below all others; the infinite one would make NaN of differences */
 #define ALIGNED __attribute__((aligned(64)))
+/* Compilers are not told what memory a tile instruction reads, so all that was written is to be there before it. */
+#define WRITTEN() __asm__ volatile("" ::: "memory")
 #define EACH_HEAD(threads) PRAGMA(omp parallel for num_threads(threads) schedule(dynamic))
 
 static inline size full(size count) { return (count + WIDE - 1) / WIDE * WIDE; }
@@ -53,11 +55,15 @@ static inline void take_tiles(Before *before) {
         uint8_t rows[16];
     } ours ALIGNED = {.palette = 1};
     for (int tile = 0; tile < 8; tile++) ours.bytes[tile] = 64, ours.rows[tile] = 16;
+    __asm__ volatile("" : : "r"(&ours) : "memory"); /* as WRITTEN, of a variable that nobody else sees */
     _tile_storeconfig(before->config);
     _tile_loadconfig(&ours);
 }
 
-static inline void give_tiles(const Before *before) { _tile_loadconfig(before->config); }
+static inline void give_tiles(const Before *before) {
+    __asm__ volatile("" : : "r"(before) : "memory");
+    _tile_loadconfig(before->config);
+}
 
 /* c[32, 32] = a[32, 32 * steps] b[32 * steps, 32], on top of c where `add`. Of b, pairs of rows lie together, element
    by element. a_row, b_row, c_row: elements between rows, of b between pairs of rows. rows, columns: what of c is
@@ -66,6 +72,7 @@ static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row
                             int add, size rows, size columns) {
     float *below = c + 16 * c_row;
     int tall = rows > 16, broad = columns > 16;
+    WRITTEN();
     _tile_zero(0);
     if (broad) _tile_zero(1);
     if (tall) _tile_zero(2);
@@ -214,6 +221,11 @@ size attend_room(size queries, size keys, size depth) {
     return forward > backward ? forward : backward;
 }
 
+/* Scores [count, WIDE] of the keys from `real` on, which are none: no query sees them. */
+static inline void hide(float *scores, size real, size count) {
+    for (size i = real < 0 ? 0 : real * WIDE; i < count * WIDE; i++) scores[i] = LEAST;
+}
+
 /* Of 16 queries: the highest score so far, and the sum of the probabilities relative to it. */
 typedef struct {
     __m512 most, total;
@@ -271,7 +283,7 @@ void attend(const bf16 *q, const bf16 *k, const bf16 *v, const size *lies, bf16 
                 for (size r = 0; r < count; r += WIDE)
                     multiply(key + (from + r) * d, d, query + 2 * first, 2 * l, d / WIDE, scores + r * WIDE, WIDE, 0,
                              WIDE, WIDE);
-                for (size i = (keys - from) * WIDE; i < count * WIDE; i++) scores[i] = LEAST;
+                hide(scores, keys - from, count);
                 for (int half = 0; half < 2; half++)
                     chances(scores + 16 * half, count, by, seen + half, sum + 16 * half, d, p + 32 * half);
                 for (size r = 0; r < d; r += WIDE)
@@ -386,6 +398,7 @@ void attend_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *o,
                         const bf16 *asked = query_columns + 2 * at, *pulled = pull_columns + 2 * at;
                         multiply(key_rows + row, d, asked, 2 * l, steps, scores, WIDE, 0, WIDE, WIDE);
                         multiply(value_rows + row, d, pulled, 2 * l, steps, gradient, WIDE, 0, WIDE, WIDE);
+                        hide(scores, keys - from - r, WIDE);
                         differentiate(scores, gradient, levels + at, drift + at, by, &block, r, c);
                     }
                 for (size c = 0; c < d; c += WIDE) {

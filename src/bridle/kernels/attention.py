@@ -85,8 +85,10 @@ class Attend:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k / sqrt(D)) v. Args: query: [B, heads, L, D]; key, value: [B, heads, S, D]. Returns: as the query."""
     parts = query, key, value
+    if any(part.dtype is not BF16 for part in parts):
+        return flash(*parts)
     wanted = [torch.is_grad_enabled() and part.requires_grad for part in parts]
-    learns = any(wanted)
+    learns, tiled = any(wanted), tiles.fits(*parts)
 
     def timed(name: str) -> Any:
         given = [part.detach().requires_grad_(want) for part, want in zip(parts, wanted, strict=True)]
@@ -101,12 +103,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     def ways() -> dict[str, Any]:
         few = query[..., 0].numel() * key.shape[2] <= KEPT
-        compiles = learns and query.dtype is BF16 and native.library() is not None
-        tiled = tiles.library() is not None and tiles.fits(*parts)
+        compiles = learns and native.library() is not None
         names = ["flash", *["kept"] * few, *["again"] * compiles, *["tiled"] * tiled]
         return {name: timed(name) for name in names}
 
-    return WAYS[pick(("attend", *query.shape, key.shape[2], *wanted), ways)](query, key, value)
+    return WAYS[pick(("attend", *query.shape, key.shape[2], *wanted, "tiles" * tiled), ways)](query, key, value)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from bridle.atomic import write_with
-from bridle.kernels.machine import cache_folder, processor
+from bridle.kernels.machine import cache_folder, instructions, processor
 
 SOURCES = Path(__file__).parent
 HEADER = "bf16.h"
@@ -63,7 +63,7 @@ def compiled(source: Path, compiler: str, flags: list[str]) -> Path:
         SubprocessError: the compiler fails.
     """
     texts = [path.read_text() for path in (source, source.with_name(HEADER))]
-    made_by = "\n".join([compiler, *flags, processor(), *texts])
+    made_by = "\n".join([os.path.realpath(compiler), *flags, processor(), instructions(), *texts])
     path = cache_folder() / f"{source.stem}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         # PyTorch's own OpenMP library where it brings one, or there would be two kinds of threads in a process.

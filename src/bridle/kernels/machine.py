@@ -16,9 +16,16 @@ def cache_folder() -> Path:
 @cache
 def processor() -> str:
     """This processor and this PyTorch."""
-    model = platform.processor() or platform.machine()
+    return f"{said('model name') or platform.processor() or platform.machine()}, torch {torch.__version__}"
+
+
+def instructions() -> str:
+    """What this processor can do: a virtual one may be called as another that can do more."""
+    return said("flags") or said("Features")
+
+
+def said(name: str) -> str:
+    """What Linux says of the first processor under that name; nothing elsewhere."""
     cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.partition(":")[2].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    return f"{model}, torch {torch.__version__}"
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")

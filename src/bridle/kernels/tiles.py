@@ -15,6 +15,7 @@ from bridle.kernels.compiler import load
 
 SIZES = [c_int64] * 5  # batch, heads, queries, keys, depth
 HOW = [*SIZES, c_float, c_int]
+FURTHEST = 2**27  # elements between rows: sixteen of them are counted in 32 bits
 
 
 @cache
@@ -29,15 +30,19 @@ def library() -> Any:
     return found
 
 
-def fits(*parts: Tensor) -> bool:
-    """Whether such tensors can be attended with."""
-    return all(p.dtype is torch.bfloat16 and p.shape[-1] % 2 == 0 and p.stride(-1) == 1 for p in parts)
+def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether these can be attended with here."""
+    parts = query, key, value
+    agree = query.shape[:2] == key.shape[:2] and key.shape == value.shape and query.shape[3] == key.shape[3]
+    known = all(p.dtype is torch.bfloat16 and p.device.type == "cpu" and p.numel() > 0 for p in parts)
+    lie = all(p.shape[3] % 2 == 0 and p.stride(3) == 1 and p.stride(2) < FURTHEST for p in parts)
+    return agree and known and lie and library() is not None
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, learns: bool) -> tuple[Tensor, Tensor | None]:
     """softmax(q k / sqrt(D)) v, and for the backward pass each query's level, [B, heads, L], float32."""
     output = rows_like(query)
-    level = torch.empty(query.shape[:3]) if learns else None
+    level = torch.empty(query.shape[:3], dtype=torch.float32) if learns else None
     given = query, key, value
     room, how = make_room(query, key)
     library().attend(*addresses(*given), lies(*given), *addresses(output, level, room), *how)
