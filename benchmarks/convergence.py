@@ -98,13 +98,18 @@ def plot(out: Path, path: Path) -> None:
             for axes in (drawn, advantage, loss):
                 axes.axvline(step, color=colour, linewidth=1, linestyle="--")
             drawn.annotate(
-                f'"control learned\nat step {step}"', (step, 0.2), (-6, 0), textcoords="offset points", ha="right"
+                f'"control learned\nat step {step}"',
+                xy=(step, 0.95),
+                xycoords=("data", "axes fraction"),
+                xytext=(6, 0),
+                textcoords="offset points",
+                va="top",
             )
     drawn.set_title(f"Edge F1 gained over no control, {DRAWN} held-out pairs", loc="left", fontsize=10)
     advantage.set_title("Hint advantage on 16 held-out pairs", loc="left", fontsize=10)
     loss.set_title("Training loss", loc="left", fontsize=10)
     loss.set_xlabel("step")
-    drawn.legend(loc="upper left", frameon=False)
+    drawn.legend(loc="center right", frameon=False)
     for axes in (drawn, advantage, loss):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#ececea")
