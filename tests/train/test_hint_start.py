@@ -61,6 +61,15 @@ def test_the_output_of_every_link_stays_zero(control: UNetControl) -> None:
     assert not any(link.any() for link in control(latents, timesteps, text, hint).links)
 
 
+def test_the_last_layer_which_says_zero_is_not_asked_about_every_hint(control: UNetControl) -> None:
+    *_, last = [module for module in control.controlnet_cond_embedding.modules() if isinstance(module, nn.Conv2d)]
+    shapes: list[torch.Size] = []
+    last.register_forward_hook(lambda module, given, output: shapes.append(output.shape))
+    scale_hint_encoder(control, make_edges(), 0)
+    control.encode(make_edges())
+    assert [shape[0] for shape in shapes] == [1, 8], "it is spared only while the others are scaled"
+
+
 def test_nothing_but_the_hint_encoder_changes(control: UNetControl) -> None:
     before = copy.deepcopy(control.state_dict())
     scale_hint_encoder(control, make_edges(), 0)
