@@ -4,7 +4,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,14 +18,6 @@ from bridle.train.optim import clip, make_optimizer
 
 BF16, LAST = torch.bfloat16, torch.channels_last
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def near(found: Tensor, expected: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Attention by matrix tiles is attention, for every shape, and leaves everything else alone."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,14 +12,6 @@ from bridle.kernels import attention, tiles
 
 BF16 = torch.bfloat16
 pytestmark = pytest.mark.skipif(tiles.library() is None, reason="no C compiler, or no matrix tiles here")
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def make(batch: int, heads: int, rows: int, depth: int) -> Tensor:
