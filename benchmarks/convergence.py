@@ -33,7 +33,7 @@ from bridle.run.controllability import Controllability
 from bridle.run.pairs import load_data
 from bridle.sample.settings import SampleSettings
 from bridle.train.draws import generator
-from bridle.train.hint_start import HINTS, scale_hint_encoder
+from bridle.train.hint_start import first_hints, scale_hint_encoder
 from bridle.train.log import read_rows
 from bridle.train.loop import Hands, train
 from bridle.train.settings import ProbeSettings, TrainSettings
@@ -63,7 +63,7 @@ def run(kind: str, out: Path) -> None:
     folder, console = out / kind, Console()
     torch.manual_seed(0)
     control = Control.from_base(base.denoiser)
-    scale_hint_encoder(cast(UNetControl, control), cache.batch(cache.train_ids[:HINTS]).hint, seed=0)
+    scale_hint_encoder(cast(UNetControl, control), first_hints(cache), seed=0)
     annotator = get_annotator("canny")
     hands = Hands(
         save=lambda control, step: save_control(control, folder / "control", {"steps": step}),

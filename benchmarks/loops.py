@@ -59,16 +59,12 @@ def normalisation(order: str, *shape: int) -> Pair:
 
 
 def neighbourhoods(*shape: int) -> Pair:
-    hidden = image(*shape)
-
-    def by_pytorch() -> None:
-        pixels = F.pad(hidden.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
-        row, column = pixels.stride(1), pixels.stride(2)
-        batch, channels, height, width = shape
-        strides = (pixels.stride(0), row, column, row, column, 1)
-        pixels.as_strided((batch, height, width, 3, 3, channels), strides).reshape(-1, 9 * channels)
-
-    return f"neighbourhoods {shape}", by_pytorch, lambda: patches.gather(hidden, 3, 1, 1)
+    hidden, size = image(*shape), (shape[0], *shape[2:])
+    return (
+        f"neighbourhoods {shape}",
+        lambda: patches.gather_plain(hidden, 3, 1, 1, size),
+        lambda: native.gather(hidden, 3, 1, 1, size),
+    )
 
 
 def gate(rows: int, width: int) -> Pair:

@@ -34,7 +34,7 @@ from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
 from bridle.files.weights import save_control
 from bridle.run.pairs import load_data
-from bridle.train.hint_start import HINTS, scale_hint_encoder
+from bridle.train.hint_start import first_hints, scale_hint_encoder
 from bridle.train.log import read_rows
 from bridle.train.loop import Hands, train
 from bridle.train.settings import ProbeSettings, TrainSettings
@@ -66,8 +66,7 @@ def run(recipe: str, seed: int, steps: int, out: Path) -> None:
     if not clock.exists():
         started = time.process_time()
         if settings.recipe == "scaled":
-            hints = data.cache.batch(data.cache.train_ids[:HINTS]).hint
-            scale_hint_encoder(cast(UNetControl, control), hints, seed)
+            scale_hint_encoder(cast(UNetControl, control), first_hints(data.cache), seed)
         clock.write_text(json.dumps({"step": 0, "cpu_s": time.process_time() - started}) + "\n")
     before = time.process_time()
 

@@ -6,7 +6,7 @@ In: the runs `canny` and `depth` that `benchmarks/conditions.py` left, of the sa
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ from bridle.sample.steering import Init, Steering
 
 PICKS = ("armchair", "wooden table", "sofa in front")  # words in the captions of the hints
 SEED, STRENGTH, ANEW = 1, 0.7, "a red {} on a white floor"
-Drawn = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,6 @@ def rows(studio: Studio, pair: HeldOutPair, other: HeldOutPair) -> tuple[dict[st
     left = np.zeros((height, width), np.uint8)
     left[:, : width // 2] = 255
     own = Strength(half=studio.settings.half)
-    empty = Strength(half="conditional")
     controlled = studio.draw(prompt, hint, own)
     two = {
         "edges": Steering(control=studio.edges, hints=[hint], strength=own, mask=left),
@@ -77,8 +75,8 @@ def rows(studio: Studio, pair: HeldOutPair, other: HeldOutPair) -> tuple[dict[st
     second = {
         "left edges, right depth": studio.together(prompt, two),
         "empty prompt": studio.draw("", hint, own),
-        "guess: official": studio.draw("", hint, replace(empty, weights="official")),
-        "guess: paper": studio.draw("", hint, replace(empty, weights="paper")),
+        "guess: official": studio.draw("", hint, Strength(half="conditional", weights="official")),
+        "guess: paper": studio.draw("", hint, Strength(half="conditional", weights="paper")),
         "from a blue disc": studio.draw(prompt, hint, own, Init(image=disc(height, width), strength=STRENGTH)),
         "right half anew": studio.draw(ANEW.format(name_of(prompt)), hint, own, again),
     }

@@ -88,7 +88,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if any(part.dtype is not BF16 for part in parts):
         return flash(*parts)
     wanted = [torch.is_grad_enabled() and part.requires_grad for part in parts]
-    learns, tiled = any(wanted), tiles.fits(*parts)
+    learns, by_tiles = any(wanted), tiles.fits(*parts)
 
     def timed(name: str) -> Any:
         given = [part.detach().requires_grad_(want) for part, want in zip(parts, wanted, strict=True)]
@@ -104,10 +104,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     def ways() -> dict[str, Any]:
         few = query[..., 0].numel() * key.shape[2] <= KEPT
         compiles = learns and native.library() is not None
-        names = ["flash", *["kept"] * few, *["again"] * compiles, *["tiled"] * tiled]
+        names = ["flash", *["kept"] * few, *["again"] * compiles, *["tiled"] * by_tiles]
         return {name: timed(name) for name in names}
 
-    return WAYS[pick(("attend", *query.shape, key.shape[2], *wanted, "tiles" * tiled), ways)](query, key, value)
+    return WAYS[pick(("attend", *query.shape, key.shape[2], *wanted, "tiles" * by_tiles), ways)](query, key, value)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

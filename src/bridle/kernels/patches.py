@@ -18,20 +18,25 @@ def gathers(hidden: Tensor, kernel: int) -> bool:
 
 def gather(hidden: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tensor, Size]:
     """Every pixel's neighbourhood as a row: [B, C, H, W] to [B*H'*W', k*k*C], and (B, H', W')."""
-    batch, channels, height, width = hidden.shape
+    batch, _, height, width = hidden.shape
     down, across = ((side + 2 * padding - kernel) // stride + 1 for side in (height, width))
     size = (batch, down, across)
     if kernel == stride == 1 and not padding:
         return flat(hidden), size
     if native.library() is not None:
         return native.gather(hidden, kernel, stride, padding, size), size
+    return gather_plain(hidden, kernel, stride, padding, size), size
+
+
+def gather_plain(hidden: Tensor, kernel: int, stride: int, padding: int, size: Size) -> Tensor:
+    """The same as PyTorch does it."""
     pixels = hidden.permute(0, 2, 3, 1)
     if padding:
         pixels = F.pad(pixels, (0, 0, padding, padding, padding, padding))
     row, column = pixels.stride(1), pixels.stride(2)
     strides = (pixels.stride(0), row * stride, column * stride, row, column, 1)
-    windows = pixels.as_strided((*size, kernel, kernel, channels), strides)
-    return windows.reshape(-1, kernel * kernel * channels), size
+    windows = pixels.as_strided((*size, kernel, kernel, hidden.shape[1]), strides)
+    return windows.reshape(-1, kernel * kernel * hidden.shape[1])
 
 
 def scatter(said: Tensor, height: int, width: int, wanted: int, stride: int, padding: int) -> Tensor:

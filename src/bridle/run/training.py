@@ -24,7 +24,7 @@ from bridle.run.previews import Previews
 from bridle.run.settings import RunSettings, check_run, open_run
 from bridle.run.show import Shown
 from bridle.train.checkpoint import newest
-from bridle.train.hint_start import HINTS, scale_hint_encoder
+from bridle.train.hint_start import first_hints, scale_hint_encoder
 from bridle.train.loop import CHECKPOINTS, Check, Hands, Outcome, train
 from bridle.train.parallel import World, gather, join, leave, same_on_all
 from bridle.train.probe import Obedience
@@ -129,8 +129,7 @@ def scale_hints(control: Control, data: RunData, settings: RunSettings, world: W
     if not isinstance(control, UNetControl):
         return
     if world.main:
-        hints = data.cache.batch(data.cache.train_ids[:HINTS]).hint
-        scale_hint_encoder(control, hints.to(control.device), settings.train.seed)
+        scale_hint_encoder(control, first_hints(data.cache).to(control.device), settings.train.seed)
     same_on_all(control.controlnet_cond_embedding, world)
 
 
