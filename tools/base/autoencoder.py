@@ -1,11 +1,11 @@
-"""Train the base's autoencoder: f8, four latent channels, on random 64 px crops.
+"""Train the base's autoencoder: f8, on random 64 px crops.
 
 In: `pictures.zip`, and scenes where there are any, rendered or packed. Out: `<out>/autoencoder.pt` (resumable) and
 `<out>/vae/` (diffusers format, averaged weights, float32).
 A second run with `--decoder-only` sharpens the decoder while the latents, and so the U-Net, stay as they are: from
 `--start work/base/frozen/vae` to `decoder.pt` and `decoder/`.
 
-    python tools/base/autoencoder.py --scenes src/bridle/data/embedded --start src/bridle/base/embedded/v1/vae
+    python tools/base/autoencoder.py --scenes src/bridle/data/embedded --start src/bridle/base/embedded/v2/vae
 """
 
 import argparse
@@ -24,24 +24,51 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from bridle.train.record import Recorded
+
 CROP_PX = 64
 KL_WEIGHT = 1e-6
-SIMILARITY_WEIGHT = 0.2
+SIMILARITY_WEIGHT = 0.5
 PERCEPTUAL_WEIGHT = 0.2
 SIMILARITY_PX = 7
 
 
-def build() -> AutoencoderKL:
+def build(channels: int) -> AutoencoderKL:
     return AutoencoderKL(
         block_out_channels=(24, 48, 96, 128),
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=8,
-        latent_channels=4,
+        latent_channels=channels,
         sample_size=pictures.SIZE_PX,
         scaling_factor=1.0,  # latents.py normalises them
     )
+
+
+@torch.no_grad()
+def begin_from(folder: Path, vae: AutoencoderKL) -> None:
+    """Take over the weights of an earlier autoencoder, which may have fewer latent channels: the new ones join it."""
+    old = AutoencoderKL.from_pretrained(folder).float()
+    few, many = old.config.latent_channels, vae.config.latent_channels
+    means = torch.arange(few)
+    moments = torch.cat([means, means + many])  # of each channel a mean and a logarithmic variance
+    weights = {name: weight.clone() for name, weight in vae.state_dict().items()}
+    for name, weight in old.state_dict().items():
+        if weight.shape == weights[name].shape:
+            weights[name] = weight
+        elif name.startswith("encoder.conv_out"):
+            weights[name][moments] = weight
+        elif name.startswith("decoder.conv_in"):
+            weights[name][:, means] = weight
+        else:  # the 1x1 convolutions around the latents: what is new goes straight through
+            kept = moments if name.startswith("quant_conv") else means
+            if weight.ndim == 1:
+                weights[name].zero_()[kept] = weight
+            else:
+                torch.nn.init.dirac_(weights[name])
+                weights[name][kept[:, None], kept] = weight
+    vae.load_state_dict(weights)
 
 
 def load_scenes(folders: list[Path], held_out: bool) -> np.ndarray:
@@ -133,7 +160,10 @@ def train(args: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     name = "decoder.pt" if args.decoder_only else "autoencoder.pt"
-    vae = build().to(device)
+    vae = build(args.channels)
+    if args.start is not None:
+        begin_from(args.start, vae)
+    vae = vae.to(device)
     ema = copy.deepcopy(vae)
     if args.decoder_only:
         vae.encoder.requires_grad_(False)
@@ -148,30 +178,35 @@ def train(args: argparse.Namespace) -> None:
         optimizer.load_state_dict(saved["optimizer"])
         step = saved["step"]
         print(f"resumed at step {step}", flush=True)
-    elif args.start is not None:
-        weights = AutoencoderKL.from_pretrained(args.start).float().state_dict()
-        vae.load_state_dict(weights)
-        ema.load_state_dict(weights)
 
-    def draw(step: int) -> Tensor:
-        return draw_crops(kinds, args.batch, np.random.default_rng((step, args.decoder_only)))
+    def draw(step: int) -> tuple[Tensor, Tensor]:
+        rng = np.random.default_rng((step, args.decoder_only))
+        crops = draw_crops(kinds, args.batch, rng)
+        side = CROP_PX // 8
+        return crops, torch.from_numpy(rng.standard_normal((args.batch, args.channels, side, side), np.float32))
 
-    first, pace = step, state.Pace(steps=args.steps, minutes=args.minutes, finish=args.finish, warmup=200)
-    draws = state.ahead(draw, range(step, args.steps))
-    while pace.goes_on(step):
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * pace.lr(step)
-        target = next(draws).to(device, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16):
+    def find_gradients(target: Tensor, noise: Tensor) -> list[Tensor]:
+        vae.zero_grad()
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             posterior = vae.encode(target).latent_dist
-            output = vae.decode(posterior.sample()).sample
+            output = vae.decode(posterior.mean + posterior.std * noise).sample
         loss = loss_of(output, target) + KL_WEIGHT * posterior.kl().mean()
         if looks is not None:
             loss = loss + PERCEPTUAL_WEIGHT * looks(output, target).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        return [loss.detach(), *[weight.grad for weight in trained]]
+
+    recorded = Recorded(find_gradients, print)
+    first, pace = step, state.Pace(steps=args.steps, minutes=args.minutes, finish=args.finish, warmup=200)
+    draws = state.ahead(draw, range(step, args.steps))
+    while pace.goes_on(step):
+        for group in optimizer.param_groups:
+            group["lr"] = args.lr * pace.lr(step)
+        loss, *gradients = recorded(*[drawn.to(device, non_blocking=True) for drawn in next(draws)])
+        for weight, gradient in zip(trained, gradients, strict=True):
+            weight.grad = gradient
         optimizer.step()
-        optimizer.zero_grad()
         state.average(ema, vae, step, decay=0.998)
         step += 1
         if step % args.report == 0 or step == args.steps:
@@ -198,6 +233,7 @@ if __name__ == "__main__":
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--scenes", type=Path, nargs="*", default=[], help="folders of rendered scenes")
     parser.add_argument("--start", type=Path, help="an autoencoder in diffusers format to begin from")
+    parser.add_argument("--channels", type=int, default=8, help="of the latents")
     parser.add_argument("--out", type=Path, default=Path("work/base"))
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=16)

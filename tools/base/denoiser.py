@@ -37,10 +37,12 @@ KIND_SHARES = {"fluent": 0.38, "noto": 0.08, "scene": 0.54}
 TEXT_WIDTH = 256
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(channels: int) -> UNet2DConditionModel:
     """Four levels of two layers, as in SD 1, so 13 links; attention from 8x8 down, where it is cheap."""
     return UNet2DConditionModel(
         sample_size=16,
+        in_channels=channels,
+        out_channels=channels,
         block_out_channels=(64, 96, 192, 192),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
@@ -113,7 +115,7 @@ class Views:
         return captions.in_style(said, view.kind, rng)
 
     def draw(self, step: int, batch: int) -> tuple[Tensor, list[str], Tensor, Tensor]:
-        """Returns: clean latents [B, 4, 16, 16], B captions, noise like the latents, timesteps [B]."""
+        """Returns: clean latents [B, C, 16, 16], B captions, noise like the latents, timesteps [B]."""
         rng = np.random.default_rng(step)
         rows = rng.choice(len(self.views), batch, p=self.odds)
         said = ["" if rng.random() < EMPTY_SHARE else self.caption(int(row), rng) for row in rows]
@@ -151,9 +153,13 @@ def learn_words(views: Views, folder: Path) -> CLIPTokenizer:
 
 @torch.no_grad()
 def begin_from(folder: Path, model: nn.ModuleDict, tokenizer: CLIPTokenizer) -> None:
-    """Take over the weights of an earlier base. A token that it does not know begins as the mean of its pieces."""
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
-    model["unet"].load_state_dict(unet.state_dict())
+    """Take over the weights of an earlier base.
+
+    A token that it does not know begins as the mean of its pieces, a latent channel that it has not as nothing.
+    """
+    wanted = model["unet"].state_dict()
+    for name, weight in UNet2DConditionModel.from_pretrained(folder / "unet").state_dict().items():
+        wanted[name].zero_()[tuple(slice(size) for size in weight.shape)] = weight
     before, known = (
         CLIPTextModel.from_pretrained(folder / "text_encoder"),
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
@@ -181,7 +187,8 @@ def train(args: argparse.Namespace) -> None:
     schedule = read_schedule(scheduler)
 
     torch.manual_seed(0)
-    model = nn.ModuleDict({"unet": build_unet(), "text_encoder": build_text_encoder(tokenizer)}).to(device)
+    unet = build_unet(channels=views.mean.shape[1])
+    model = nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer)}).to(device)
     if device.type == "cpu":
         # The backward pass of flash attention is 41% of the step on CPU; plain products are faster at this size.
         model["unet"].set_attn_processor(AttnProcessor())
@@ -209,13 +216,14 @@ def train(args: argparse.Namespace) -> None:
         model.zero_grad()
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             text = model["text_encoder"](ids)[0]
-            output = model["unet"](noisy, timesteps, text).sample
+            output = denoise(noisy, timesteps, text).sample
         loss = (weights * (output.float() - noise).square().mean((1, 2, 3))).mean()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         return [loss.detach()]
 
+    denoise = torch.compile(model["unet"], dynamic=False) if args.compile else model["unet"]
     first, losses, recorded = step, [], Recorded(move, print)
     pace = state.Pace(steps=args.steps, minutes=args.minutes, finish=args.finish, warmup=300)
     draws = state.ahead(draw, range(step, args.steps))
@@ -264,13 +272,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=Path, default=Path("work/base/pictures.zip"))
     parser.add_argument("--out", type=Path, default=Path("work/base"))
-    parser.add_argument("--start", type=Path, help="a base to begin from, such as src/bridle/base/embedded/v1")
+    parser.add_argument("--start", type=Path, help="a base to begin from, such as src/bridle/base/embedded/v2")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--lr", type=float, default=1.2e-3)
     parser.add_argument("--ema", type=float, default=0.996)
     parser.add_argument("--minutes", type=float, default=1e9, help="leave, saved, after so long")
     parser.add_argument("--finish", action="store_true", help="let the learning rate fall towards the minutes' end")
+    parser.add_argument("--compile", action="store_true", help="the U-Net, which takes a minute or two at first")
     parser.add_argument("--report", type=int, default=50)
     parser.add_argument("--save-every", type=int, default=200)
     train(parser.parse_args())

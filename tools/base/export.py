@@ -1,6 +1,6 @@
 """Make the shipped copy of a trained base: bfloat16, shards below 15 MB, and its model card.
 
-python tools/base/export.py --base work/base/model --out src/bridle/base/embedded/v1
+python tools/base/export.py --base work/base/model --out src/bridle/base/embedded/v2
 """
 
 import argparse
@@ -44,5 +44,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("work/base/model"))
     parser.add_argument("--vae", type=Path, help="an autoencoder to put in the place of the base's own")
-    parser.add_argument("--out", type=Path, default=Path("src/bridle/base/embedded/v1"))
+    parser.add_argument("--out", type=Path, default=Path("src/bridle/base/embedded/v2"))
     main(parser.parse_args())

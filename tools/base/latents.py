@@ -26,7 +26,7 @@ from torch import Tensor
 
 SCENE = "scene"
 VIEWS = {pictures.FLUENT: 10, pictures.NOTO: 4, SCENE: 2}
-BATCH = 64
+BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +101,7 @@ def normalise(vae: AutoencoderKL, pixels: Tensor) -> None:
 
 
 def load(folder: Path) -> tuple[Tensor, Tensor, list[View]]:
-    """Returns: posterior means and deviations, each [N, 4, 16, 16] float32, and the N views."""
+    """Returns: posterior means and deviations, each [N, C, 16, 16] float32, and the N views."""
     tensors = load_file(folder / "latents.safetensors")
     views = [View(**json.loads(line)) for line in (folder / "views.jsonl").read_text().splitlines()]
     return tensors["mean"].float(), tensors["std"].float(), views
