@@ -74,14 +74,14 @@ class Batch:
     def random(models: Models, batch: int, width: int) -> "Batch":
         """Drawn on the CPU, so that every device sees the same numbers. Args: width: of the square latents."""
         source = torch.Generator().manual_seed(1)
-        size_px = 8 * width
+        size_px, shape = 8 * width, (batch, models.unet.config.in_channels, width, width)
         return Batch(
             pixels=torch.rand(batch, 3, size_px, size_px, generator=source) * 2 - 1,
             hint=torch.rand(batch, 3, size_px, size_px, generator=source),
             ids=torch.randint(5, 300, (batch, models.tokens), generator=source),
-            latents=torch.randn(batch, 4, width, width, generator=source),
+            latents=torch.randn(shape, generator=source),
             text=torch.randn(batch, models.tokens, models.unet.config.cross_attention_dim, generator=source),
-            noise=torch.randn(batch, 4, width, width, generator=source),
+            noise=torch.randn(shape, generator=source),
             timesteps=torch.randint(1000, (batch,), generator=source),
         )
 

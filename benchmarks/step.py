@@ -6,7 +6,7 @@ It runs on a GPU where there is one, which both sides share. Models and batch li
 
     python benchmarks/step.py --size sd15 --latents 32 --json step.json     # random weights; 16 GB of memory
     python benchmarks/step.py --size embedded --batch 24 --no-encode
-    python benchmarks/step.py --size sd15 --latents 64 --batch 4 --rounds 20 --device cuda
+    python benchmarks/step.py --size sd15 --latents 64 --batch 4 --rounds 20 --device cuda --compile
 """
 
 import argparse
@@ -41,7 +41,7 @@ def serve(args: argparse.Namespace) -> None:
     on_gpu = device.type == "cuda"
     models = getattr(Models, args.size)().to(device)
     batch = Batch.random(models, args.batch, args.latents).to(device)
-    side: Any = Peer(models, args.encode) if args.side == "peer" else ours(models, batch)
+    side: Any = Peer(models, args.encode) if args.side == "peer" else ours(models, batch, args.compile)
     wait = torch.cuda.synchronize if on_gpu else lambda: None  # a GPU works on after a call returned
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     print(json.dumps({"device": device.type, "device_name": name}), flush=True)
@@ -57,18 +57,19 @@ def serve(args: argparse.Namespace) -> None:
         print(json.dumps(took | peaks), flush=True)
 
 
-def ours(models: Any, batch: Any) -> Any:
+def ours(models: Any, batch: Any, compiled: bool) -> Any:
     """Bridle's trainer on the same batch."""
-    trainer, rows = make_trainer(models, batch)
+    trainer, rows = make_trainer(models, batch, compiled)
     numbers = itertools.count(1)
     return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), rows).loss)
 
 
-def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
+def make_trainer(models: Any, batch: Any, compiled: bool = False, **changes: Any) -> tuple[Any, Any]:
     """Set up what a run of Bridle does, where the models are.
 
     Args:
         batch: on the same device, or on the CPU, as in a run; the trainer moves what it needs.
+        compiled: on a GPU, as `machine.compile` has it.
         changes: to the settings.
 
     Returns: the trainer, and the rows of a step, every draw of which is given.
@@ -82,7 +83,7 @@ def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
     from bridle.control.text import Text
     from bridle.train.draws import Draws
     from bridle.train.feed import Rows
-    from bridle.train.settings import TrainSettings
+    from bridle.train.settings import MachineSettings, TrainSettings
     from bridle.train.trainer import Trainer
 
     count = len(batch.latents)
@@ -102,7 +103,8 @@ def make_trainer(models: Any, batch: Any, **changes: Any) -> tuple[Any, Any]:
     if settings.precision == "bf16":
         unet.to(torch.bfloat16)
     del models.vae, models.text_encoder
-    trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings)
+    machine = MachineSettings(compile=compiled)
+    trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings, machine)
     draws = Draws(
         posterior=torch.zeros_like(batch.noise),
         noise=batch.noise,
@@ -155,6 +157,7 @@ def start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
     command = [sys.executable, __file__, "--side", side, "--size", args.size, "--latents", str(args.latents)]
     command += ["--batch", str(args.batch), "--threads", str(args.threads), "--device", args.device]
     command += [] if args.encode else ["--no-encode"]
+    command += ["--compile"] if args.compile else []
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -186,6 +189,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU, else the CPU")
     parser.add_argument("--no-encode", dest="encode", action="store_false", help="leave the peer's encoders out")
+    parser.add_argument("--compile", action="store_true", help="ours, on a GPU, with machine.compile")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()

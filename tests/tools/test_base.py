@@ -20,6 +20,9 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from skimage.metrics import structural_similarity
+from transformers import CLIPTokenizer
+
+from bridle.base.load import embedded_folder, load_base
 
 ABOUT = {
     "caption": "a blue leather armchair on a wooden floor in front of a red wall",
@@ -120,6 +123,36 @@ def test_the_autoencoder_is_trained_on_the_similarity_that_is_measured():
     tensors = [torch.from_numpy(x).expand(1, 3, -1, -1) for x in (a, b)]
     assert autoencoder.similarity(*tensors).mean().item() == pytest.approx(expected, abs=1e-5)
     assert autoencoder.similarity(tensors[0], tensors[0]).mean().item() == pytest.approx(1.0)
+
+
+@torch.no_grad()
+def test_an_autoencoder_with_more_latent_channels_begins_as_the_earlier_one(tmp_path):
+    old, new, picture = autoencoder.build(4), autoencoder.build(6), torch.rand(1, 3, 64, 64) * 2 - 1
+    torch.nn.init.normal_(old.quant_conv.bias)
+    old.save_pretrained(tmp_path)
+    autoencoder.begin_from(tmp_path, new)
+    wanted, got = old.encode(picture).latent_dist, new.encode(picture).latent_dist
+    for theirs, ours in ((wanted.mean, got.mean), (wanted.logvar, got.logvar)):
+        torch.testing.assert_close(ours[:, :4], theirs)
+        assert ours[:, 4:].any()
+    torch.testing.assert_close(new.decode(got.mean).sample, old.decode(wanted.mean).sample)
+
+
+@torch.no_grad()
+def test_a_unet_with_more_latent_channels_begins_as_the_earlier_one():
+    earlier = embedded_folder()
+    tokenizer = CLIPTokenizer.from_pretrained(earlier / "tokenizer")
+    model = torch.nn.ModuleDict(
+        {"unet": denoiser.build_unet(channels=10), "text_encoder": denoiser.build_text_encoder(tokenizer)}
+    )
+    denoiser.begin_from(earlier, model, tokenizer)
+    ids = tokenizer(["a red chair"], padding="max_length", return_tensors="pt").input_ids
+    noisy, timesteps = torch.randn(1, 10, 16, 16), torch.tensor([500])
+    old = load_base("embedded").pipeline
+    wanted = old.unet(noisy[:, :8], timesteps, old.text_encoder(ids)[0]).sample
+    got = model["unet"](noisy, timesteps, model["text_encoder"](ids)[0]).sample
+    torch.testing.assert_close(got[:, :8], wanted, rtol=1e-4, atol=1e-4)
+    assert not got[:, 8:].any()
 
 
 def train_a_little(move):

@@ -1,6 +1,7 @@
 """The paper's regimes: what is trained when, what a switch keeps, and what a user has in the end."""
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -77,6 +78,37 @@ def test_a_step_as_one_function_of_tensors_is_the_same_step(new_run: Any, regime
     plain = train(False)
     for name, weight in train(True).items():
         torch.testing.assert_close(weight, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_compiled_step_is_the_same_step(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def trace(module: Any, **how: Any) -> Any:  # all that the compiler would compile, as one graph
+        asked.append(how)
+        return compile(module, backend="eager", fullgraph=True, **how)
+
+    def train() -> dict[str, torch.Tensor]:
+        trainer = make_trainer(new_run("run"), regime="small", accumulate=1)
+        steps(trainer, 0, 2)
+        trainer.switch("connected", 2)
+        steps(trainer, 2, 4)
+        return {name: weight.detach().clone() for name, weight in trainer.trained.items()}
+
+    plain, compile = train(), torch.compile
+    monkeypatch.setattr(torch, "compile", trace)
+    monkeypatch.setattr(Trainer, "_compiles", lambda self: True)
+    same = train()
+    assert asked == [{"dynamic": False}] * 2  # once for each phase
+    for name, weight in same.items():
+        torch.testing.assert_close(weight, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_a_recording_holds_no_memory_while_pictures_are_drawn(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"))
+    trainer.recorded = Recorded(trainer._whole_step)
+    old = weakref.ref(trainer.recorded)
+    with trainer.averaged():
+        assert old() is None
 
 
 def test_connecting_all_links_changes_no_output_at_that_moment(new_run: Any) -> None:

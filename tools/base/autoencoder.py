@@ -48,7 +48,7 @@ def build(channels: int) -> AutoencoderKL:
 
 @torch.no_grad()
 def begin_from(folder: Path, vae: AutoencoderKL) -> None:
-    """Take over the weights of an earlier autoencoder, which may have fewer latent channels: the new ones join it."""
+    """Take over the weights of an earlier autoencoder. Latent channels that it has not are not yet decoded."""
     old = AutoencoderKL.from_pretrained(folder).float()
     few, many = old.config.latent_channels, vae.config.latent_channels
     means = torch.arange(few)
@@ -60,7 +60,7 @@ def begin_from(folder: Path, vae: AutoencoderKL) -> None:
         elif name.startswith("encoder.conv_out"):
             weights[name][moments] = weight
         elif name.startswith("decoder.conv_in"):
-            weights[name][:, means] = weight
+            weights[name].zero_()[:, means] = weight
         else:  # the 1x1 convolutions around the latents: what is new goes straight through
             kept = moments if name.startswith("quant_conv") else means
             if weight.ndim == 1:

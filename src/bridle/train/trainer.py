@@ -240,7 +240,9 @@ class Trainer:
         products: dict[nn.Parameter, Working] = {}  # trained weights whose gradients are products in bfloat16
         if isinstance(self.control, UNetControl):
             self.undo, products = self._speed_up()
-        self.model = wrap(self.inner, self.world, self.machine.parallel)
+        self.model: Any = wrap(self.inner, self.world, self.machine.parallel)
+        if self._compiles():
+            self.model = torch.compile(self.model, dynamic=False)
         parts = self._parts()  # again: sharding puts others in their place
         self.trained = {name: parameter for part in parts.values() for name, parameter in part.items()}
         self.names = {parameter: name for name, parameter in self.trained.items()}
@@ -251,16 +253,20 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.settings.optimizer, groups, weight_decay=self.settings.weight_decay, products=products
         )
-        self.recorded = Recorded(self._whole_step, partial(self.say, "graph")) if self._can_record() else None
+        self.recorded = self._record()
         if not self.sharded:
             self._collect()
 
-    def _can_record(self) -> bool:
-        """Whether a step's kernels are the same each time, and started here alone."""
+    def _record(self) -> Recorded | None:
+        """A new recording, where a step's kernels are the same each time, and started here alone."""
         alone = self.world.size == 1 and not self.machine.gradient_checkpointing
-        return (
-            self.machine.cuda_graph and alone and self.device.type == "cuda" and isinstance(self.control, UNetControl)
-        )
+        if self.machine.cuda_graph and alone and self.device.type == "cuda" and isinstance(self.control, UNetControl):
+            return Recorded(self._whole_step, partial(self.say, "graph"))
+        return None
+
+    def _compiles(self) -> bool:
+        """Whether PyTorch's compiler makes the step's kernels."""
+        return self.machine.compile and self.device.type == "cuda" and self.world.size == 1
 
     def _speed_up(self) -> tuple[Callable[[], None], dict[nn.Parameter, Working]]:
         """Compute the same with less. Returns: what ends that; and the trained weights that are cast once a step."""
@@ -275,7 +281,7 @@ class Trainer:
                     undo.callback(refuse_skips(self.denoiser))
                 products = trained_products(self.inner) if self.world.size == 1 else {}
                 return undo.pop_all().close, products
-        if self.phase == "unlocked":
+        if self.phase == "unlocked" or self._compiles():  # the compiler keeps no more than it needs, either
             return lambda: None, {}
         return lighten_decoder(self.denoiser, skips=self.phase == "connected"), {}
 
@@ -307,6 +313,7 @@ class Trainer:
             least = f"train.batch to {self.micro // 2} and train.accumulate accordingly"
             raise TrainError(f"process {self.world.rank} ran out of memory; set {least}, and start again: it goes on")
         before, self.fits = self.micro, self.micro // 2
+        self.recorded = None  # of a whole step, which will not fit again
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.say("memory", f"out of memory with {before} pairs per forward pass: going on with {self.micro}, same step")
@@ -334,6 +341,8 @@ class Trainer:
         What an unlocked base has learned is the control's `base_delta`. Where the base is sharded it lies in the base
         instead: a stock pipeline then draws the same, and nothing has to be put together on one device.
         """
+        if self.recorded is not None:
+            self.recorded = self._record()  # the old one would hold the step's memory while pictures are drawn
         base = {name: parameter for name, parameter in self.trained.items() if name.startswith("base.")}
         trained = {name: parameter.detach().clone() for name, parameter in base.items()}
         self._collect()
