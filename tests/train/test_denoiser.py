@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 import tiny
 import torch
 
@@ -36,3 +37,14 @@ def test_a_base_in_float32_stays_with_autocast() -> None:
         residuals = control(noisy, timesteps, text, hint)
         wanted = control.join(base, control.call(noisy, timesteps, text), residuals)
         assert torch.equal(predict_plainly(control, base, noisy, timesteps, text, residuals), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")  # diffusers asks for a version
+def test_a_compiler_sees_it_as_one_graph() -> None:
+    base, (noisy, timesteps, states, hint) = tiny.make_unet().to(torch.bfloat16), tiny.make_inputs()
+    control, text = tiny.wake(Control.from_base(tiny.make_unet())), Text(states)
+    compiled = torch.compile(predict_plainly, backend="eager", fullgraph=True)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        residuals = control(noisy, timesteps, text, hint)
+        given = control, base, noisy, timesteps, text, residuals
+        assert torch.equal(compiled(*given), predict_plainly(*given))
