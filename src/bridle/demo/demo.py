@@ -53,13 +53,13 @@ def settings_for(folder: Path, variants: int) -> RunSettings:
         folder: the data set.
         variants: draws of each training pair that are encoded, at some 30 ms of one core each.
     """
-    steps = 250
+    steps = 320
     return RunSettings(
         data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=variants),
         train=TrainSettings(
             steps=steps,
             batch=24,
-            lr=1e-3,
+            lr=1.5e-3,
             warmup=30,
             decay=0.4,
             ema_decay=0.98,
