@@ -48,7 +48,6 @@ class Plan:
         wanted = {f"train.{name}": getattr(self, name) for name in ("batch", "accumulate", "optimizer")}
         for name in ("gradient_checkpointing", "base_weights", "offload"):
             wanted[f"machine.{name}"] = getattr(self, name)
-        wanted["machine.cuda_graph"] = False  # what it holds on to between steps is not measured
         wanted["sample.batch"] = self.drawn
         # Pictures are drawn with the weights that there are.
         return wanted | ({"sample.precision": "bf16"} if self.base_weights == "bf16" else {})
