@@ -132,7 +132,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     for process in sides.values():
         process.communicate()
     result: dict[str, Any] = {"size": args.size, "latents": args.latents, "batch": args.batch, "encode": args.encode}
-    result |= where | {"warmup": warmup, "rounds": args.rounds}
+    result |= where | {"compile": args.compile, "warmup": warmup, "rounds": args.rounds}
     for side in SIDES:
         result[side] = summarize(taken[side], args.batch)
     pairs = list(zip(taken["peer"], taken["ours"], strict=True))

@@ -1,8 +1,8 @@
 """The paper's regimes: what is trained when, what a switch keeps, and what a user has in the end."""
 
 import copy
-import weakref
 from typing import Any
+from typing import cast as typed
 
 import pytest
 import tiny
@@ -103,12 +103,23 @@ def test_a_compiled_step_is_the_same_step(new_run: Any, monkeypatch: pytest.Monk
         torch.testing.assert_close(weight, plain[name], rtol=1e-5, atol=1e-7)
 
 
-def test_a_recording_holds_no_memory_while_pictures_are_drawn(new_run: Any) -> None:
+def test_a_recording_is_forgotten_while_pictures_are_drawn_but_not_that_there_can_be_none(new_run: Any) -> None:
     trainer = make_trainer(new_run("run"))
-    trainer.recorded = Recorded(trainer._whole_step)
-    old = weakref.ref(trainer.recorded)
+    trainer.recorded = recorded = Recorded(trainer._whole_step)
+    recorded.graph, recorded.inputs, recorded.outputs = typed(Any, object()), [torch.ones(1)], [torch.ones(1)]
+    recorded.calls, recorded.refused = 7, True
     with trainer.averaged():
-        assert old() is None
+        assert (recorded.graph, recorded.inputs, recorded.outputs, recorded.calls) == (None, [], (), 0)
+    assert trainer.recorded is recorded
+    assert recorded.refused
+
+
+def test_once_memory_does_not_hold_a_whole_step_no_recording_of_one_is_kept(new_run: Any) -> None:
+    trainer = make_trainer(new_run("run"), batch=4, accumulate=1)
+    trainer.recorded = Recorded(trainer._whole_step)
+    trainer._halve()
+    assert trainer.micro == 2
+    assert trainer.recorded is None
 
 
 def test_connecting_all_links_changes_no_output_at_that_moment(new_run: Any) -> None:

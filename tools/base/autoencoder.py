@@ -51,6 +51,8 @@ def begin_from(folder: Path, vae: AutoencoderKL) -> None:
     """Take over the weights of an earlier autoencoder. Latent channels that it has not are not yet decoded."""
     old = AutoencoderKL.from_pretrained(folder).float()
     few, many = old.config.latent_channels, vae.config.latent_channels
+    if few > many:
+        raise SystemExit(f"{folder} has {few} latent channels; give --channels {few} or more")
     means = torch.arange(few)
     moments = torch.cat([means, means + many])  # of each channel a mean and a logarithmic variance
     weights = {name: weight.clone() for name, weight in vae.state_dict().items()}
@@ -160,8 +162,9 @@ def train(args: argparse.Namespace) -> None:
 
     torch.manual_seed(0)
     name = "decoder.pt" if args.decoder_only else "autoencoder.pt"
+    saved = state.load(args.out / name)
     vae = build(args.channels)
-    if args.start is not None:
+    if saved is None and args.start is not None:
         begin_from(args.start, vae)
     vae = vae.to(device)
     ema = copy.deepcopy(vae)
@@ -172,7 +175,7 @@ def train(args: argparse.Namespace) -> None:
     trained = [p for p in vae.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, weight_decay=0.01, fused=True)
     step = 0
-    if (saved := state.load(args.out / name)) is not None:
+    if saved is not None:
         vae.load_state_dict(saved["model"])
         ema.load_state_dict(saved["ema"])
         optimizer.load_state_dict(saved["optimizer"])
@@ -246,4 +249,6 @@ if __name__ == "__main__":
     args = parser.parse_args()
     if args.decoder_only and args.start is None:
         parser.error("--decoder-only needs --start, the autoencoder whose latents are to stay")
+    if args.decoder_only:
+        args.channels = AutoencoderKL.load_config(args.start)["latent_channels"]
     train(args)

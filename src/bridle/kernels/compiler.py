@@ -39,12 +39,10 @@ FLAGS = (
 
 def load(source: str) -> ctypes.CDLL | None:
     """The functions of one of our files of C; None where this machine has no compiler for them."""
-    file = SOURCES / source
-    ways = [(compiler, [*EXACTLY, *flags]) for compiler in compilers() for flags in FLAGS]
-    # What was made before comes first: flags that a compiler refused then it would refuse again.
-    for compiler, flags in sorted(ways, key=lambda way: not place(file, *way).exists()):
-        with suppress(OSError, subprocess.SubprocessError):
-            return ctypes.CDLL(str(compiled(file, compiler, flags)))
+    for compiler in compilers():
+        for flags in FLAGS:
+            with suppress(OSError, subprocess.SubprocessError):
+                return ctypes.CDLL(str(compiled(SOURCES / source, compiler, [*EXACTLY, *flags])))
     return None
 
 
@@ -57,13 +55,6 @@ def compilers() -> Iterator[str]:
             yield path
 
 
-def place(source: Path, compiler: str, flags: list[str]) -> Path:
-    """Where the library lies that a compiler makes of a file: another one for whatever may change it."""
-    texts = [path.read_text() for path in (source, source.with_name(HEADER))]
-    made_by = "\n".join([os.path.realpath(compiler), *flags, processor(), instructions(), *texts])
-    return cache_folder() / f"{source.stem}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.so"
-
-
 def compiled(source: Path, compiler: str, flags: list[str]) -> Path:
     """The library that a compiler makes of a file, from the cache folder where it is there.
 
@@ -71,7 +62,9 @@ def compiled(source: Path, compiler: str, flags: list[str]) -> Path:
         OSError: the folder cannot be written, or the compiler not be started.
         SubprocessError: the compiler fails.
     """
-    path = place(source, compiler, flags)
+    texts = [path.read_text() for path in (source, source.with_name(HEADER))]
+    made_by = "\n".join([os.path.realpath(compiler), *flags, processor(), instructions(), *texts])
+    path = cache_folder() / f"{source.stem}-{hashlib.sha256(made_by.encode()).hexdigest()[:16]}.so"
     if not path.exists():
         # PyTorch's own OpenMP library where it brings one, or there would be two kinds of threads in a process.
         theirs = [str(found) for found in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*")]

@@ -103,6 +103,7 @@ def measure_plan(settings: RunSettings, plan: Plan, limit_bytes: int) -> Measure
     Raises: TrainError: it failed for another reason than memory.
     """
     settings = apply_plan(settings, plan)
+    settings = replace(settings, machine=replace(settings.machine, compile=False))  # that alone would take minutes
     if plan.phase == "middle":
         settings = replace(settings, train=replace(settings.train, regime="small", unlock=None))
     with tempfile.TemporaryDirectory() as scratch, open(Path(scratch, "errors"), "w+") as errors:

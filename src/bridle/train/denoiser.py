@@ -57,7 +57,7 @@ def predict_plainly(
         return control.join(base, control.call(noisy, timesteps, text), residuals)
     with torch.autocast(noisy.device.type, enabled=False):
         call = control.call(noisy.to(dtype), timesteps, Text(text.states.to(dtype), text.pooled))
-        links = tuple(link.to(dtype) for link in residuals.links)  # those that are not connected are float32
+        links = tuple(link.to(dtype) for link in residuals.links)  # for those that are not connected
         return control.join(base, call, replace(residuals, links=links))
 
 

@@ -32,12 +32,18 @@ class Recorded:
         self.inputs: list[Tensor] = []
         self.outputs: Outputs = ()
         self.refused = False
+        self.side: torch.cuda.Stream | None = None  # one for all warm-ups: cuBLAS keeps memory for each it is used on
+
+    def forget(self) -> None:
+        """Give up the recording and its memory; calls that follow record anew."""
+        self.shapes, self.calls, self.graph, self.inputs, self.outputs = [], 0, None, [], ()
 
     def __call__(self, *inputs: Tensor) -> Outputs:
         if inputs[0].device.type != "cuda" or self.refused:
             return self.function(*inputs)
         if [given.shape for given in inputs] != self.shapes:
-            self.shapes, self.calls, self.graph, self.outputs = [given.shape for given in inputs], 0, None, ()
+            self.forget()
+            self.shapes = [given.shape for given in inputs]
         self.calls += 1
         if self.calls <= WARM_UP:
             return self._aside(inputs)
@@ -51,11 +57,11 @@ class Recorded:
 
     def _aside(self, inputs: Sequence[Tensor]) -> Outputs:
         """On a stream of its own, as it will be recorded."""
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self.side = self.side or torch.cuda.Stream()
+        self.side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.side):
             outputs = self.function(*inputs)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self.side)
         return outputs
 
     def _record(self, inputs: Sequence[Tensor]) -> bool:
@@ -65,10 +71,9 @@ class Recorded:
             # Loaders' threads may pin memory meanwhile.
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self.outputs = self.function(*self.inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            self.refused, self.inputs, self.outputs = True, [], ()
+        except RuntimeError as error:  # or out of memory: unlike a recording, the plain call can have caches emptied
+            self.forget()
+            self.refused = True
             self.say(f"going on without a CUDA graph: {str(error).splitlines()[0]}")
             return False
         self.graph = graph

@@ -142,10 +142,11 @@ class MachineSettings:
         gradient_checkpointing: keep fewer activations and compute them again: less memory, more time.
         base_weights: "bf16" halves the locked base's memory.
         offload: drop what training does not need (autoencoder, text encoder) from the device between probes.
-        cuda_graph: on a GPU, have a step's kernels started all at once, which a fast GPU would otherwise wait for; the
-            memory of its activations then stays taken from step to step, until a probe.
-        compile: on one GPU, have PyTorch's compiler make a step's kernels: faster steps, after some minutes at the
-            start and at a switch of the regime.
+        cuda_graph: on one GPU, for a U-Net whose steps are one pass without checkpointing: start a step's kernels all
+            at once, which a fast GPU would otherwise wait for. A step's memory then stays taken from step to step, but
+            not while something is drawn or saved.
+        compile: on one GPU, for U-Nets: have PyTorch's compiler make a step's kernels. Faster steps, after some minutes
+            at the start, at a switch of the regime and where memory halves the pairs of a pass.
         parallel: with several processes: "ddp" copies the models to each, "fsdp" shares them out, which a large or
             unlocked base asks for.
 

@@ -253,20 +253,22 @@ class Trainer:
         self.optimizer = make_optimizer(
             self.settings.optimizer, groups, weight_decay=self.settings.weight_decay, products=products
         )
-        self.recorded = self._record()
+        self.recorded = Recorded(self._whole_step, partial(self.say, "graph")) if self._can_record() else None
         if not self.sharded:
             self._collect()
 
-    def _record(self) -> Recorded | None:
-        """A new recording, where a step's kernels are the same each time, and started here alone."""
+    def _can_record(self) -> bool:
+        """Whether a step's kernels are the same each time, and started here alone."""
         alone = self.world.size == 1 and not self.machine.gradient_checkpointing
-        if self.machine.cuda_graph and alone and self.device.type == "cuda" and isinstance(self.control, UNetControl):
-            return Recorded(self._whole_step, partial(self.say, "graph"))
-        return None
+        return (
+            self.machine.cuda_graph and alone and self.device.type == "cuda" and isinstance(self.control, UNetControl)
+        )
 
     def _compiles(self) -> bool:
         """Whether PyTorch's compiler makes the step's kernels."""
-        return self.machine.compile and self.device.type == "cuda" and self.world.size == 1
+        alone = self.world.size == 1 and self.device.type == "cuda"
+        # Not for a family made from U-Nets' that hooks its base anew at every step: each would be compiled.
+        return self.machine.compile and alone and type(self.control) is UNetControl
 
     def _speed_up(self) -> tuple[Callable[[], None], dict[nn.Parameter, Working]]:
         """Compute the same with less. Returns: what ends that; and the trained weights that are cast once a step."""
@@ -313,7 +315,7 @@ class Trainer:
             least = f"train.batch to {self.micro // 2} and train.accumulate accordingly"
             raise TrainError(f"process {self.world.rank} ran out of memory; set {least}, and start again: it goes on")
         before, self.fits = self.micro, self.micro // 2
-        self.recorded = None  # of a whole step, which will not fit again
+        self.recorded = None  # it holds a whole step's memory, and whole steps there are no more
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.say("memory", f"out of memory with {before} pairs per forward pass: going on with {self.micro}, same step")
@@ -342,7 +344,7 @@ class Trainer:
         instead: a stock pipeline then draws the same, and nothing has to be put together on one device.
         """
         if self.recorded is not None:
-            self.recorded = self._record()  # the old one would hold the step's memory while pictures are drawn
+            self.recorded.forget()  # it would hold a step's memory while pictures are drawn
         base = {name: parameter for name, parameter in self.trained.items() if name.startswith("base.")}
         trained = {name: parameter.detach().clone() for name, parameter in base.items()}
         self._collect()
