@@ -10,6 +10,7 @@ import tiny
 import torch
 
 from bridle.base.base import Base
+from bridle.base.load import load_base
 from bridle.control.control import Control
 from bridle.control.strength import Strength
 from bridle.errors import BridleError, ConfigError, HintError, SampleError
@@ -258,6 +259,18 @@ def test_inpainting_keeps_what_lies_outside_the_mask_pixel_by_pixel(base: Base) 
     (picture,) = ask(base, {}, slice(1), init=Init(image=HINTS[0], mask=LEFT))
     assert np.array_equal(picture[:, 32:], HINTS[0][:, 32:])
     assert not np.array_equal(picture[:, :32], HINTS[0][:, :32])
+
+
+def test_the_embedded_base_is_inpainted_with_although_its_latents_have_more_than_four_channels() -> None:
+    base = load_base("embedded")
+    image = np.full((128, 128, 3), 200, np.uint8)
+    mask = np.zeros((128, 128), np.uint8)
+    mask[:, :64] = 255
+    init, how = Init(image=image, mask=mask), SampleSettings(steps=3)
+    (picture,) = generate(base, None, [], ["a red chair"], [0], how, init=init)
+    assert not np.array_equal(picture[:, :64], image[:, :64])
+    assert np.array_equal(picture[:, 64:], image[:, 64:])
+    assert base.denoiser.config.in_channels == base.latent_channels > 4
 
 
 def test_beginning_from_a_picture_copies_no_weights_and_leaves_the_base_as_it_is(base: Base) -> None:

@@ -1,7 +1,8 @@
 """The family's stock pipelines: the base's own, and the ones that begin from a picture, built of the same parts."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import diffusers
@@ -10,6 +11,8 @@ from PIL import Image
 from bridle.base.base import Base
 from bridle.errors import SampleError
 from bridle.sample.steering import Init
+
+PLAIN = 4  # channels of what a Stable Diffusion without a mask's or another picture's takes
 
 
 def pick_pipeline(base: Base, init: Init | None) -> Any:
@@ -21,6 +24,24 @@ def pick_pipeline(base: Base, init: Init | None) -> Any:
         task = "image-to-image" if init.mask is None else "inpainting"
         raise SampleError(f"{base.family.name} has no pipeline for {task}; draw without an init image")
     return rebuild(base.pipeline, getattr(diffusers, kind))
+
+
+@contextmanager
+def inpaintable(pipeline: Any, init: Init | None) -> Generator[None]:
+    """Stable Diffusion's inpainting pipelines know a U-Net that takes latents and nothing else by its four channels.
+
+    One of more, such as the embedded base's, is inpainted with in the same way: meanwhile its configuration says four.
+    """
+    unet = getattr(pipeline, "unet", None)
+    channels = None if unet is None else unet.config.in_channels
+    if init is None or init.mask is None or unet is None or channels != unet.config.out_channels:
+        yield
+        return
+    unet.register_to_config(in_channels=PLAIN)
+    try:
+        yield
+    finally:
+        unet.register_to_config(in_channels=channels)
 
 
 def rebuild(pipeline: Any, kind: Any) -> Any:

@@ -19,7 +19,7 @@ from bridle.control.hint import to_hint
 from bridle.control.strength import Strength
 from bridle.errors import SampleError
 from bridle.sample.hasten import hasten
-from bridle.sample.pipelines import arguments, pick_pipeline
+from bridle.sample.pipelines import arguments, inpaintable, pick_pipeline
 from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.scheduler import set_scheduler
 from bridle.sample.settings import SampleSettings
@@ -107,7 +107,8 @@ def draw(
         if any(batch.negative_prompts):
             how["negative_prompt"] = list(batch.negative_prompts)
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        output = pipeline(**arguments(pipeline, init, batch.prompts, size_px, how), generator=generators)
+        with inpaintable(pipeline, init):
+            output = pipeline(**arguments(pipeline, init, batch.prompts, size_px, how), generator=generators)
         pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
         return pictures if init is None else [init.keep(picture) for picture in pictures]
 
