@@ -24,9 +24,8 @@ def test_its_prediction_and_gradients_are_those_of_float32_but_for_rounding() ->
         gradients = [weight.grad.flatten() for weight in control.parameters() if weight.grad is not None]
         return predicted.detach().float(), torch.cat(gradients)
 
-    low = tiny.make_unet().to(torch.bfloat16)
+    low, seen = tiny.make_unet().to(torch.bfloat16), []
     low.conv_in.register_forward_pre_hook(lambda module, given: seen.append(torch.is_autocast_enabled("cpu")))
-    seen: list[bool] = []
     (wanted, gradients), (got, same) = run(exact), run(low)
     assert seen == [False]  # which on a GPU would have normalisations in float32
     assert not torch.equal(got, wanted)

@@ -198,7 +198,7 @@ def train(args: argparse.Namespace) -> None:
             loss = loss + PERCEPTUAL_WEIGHT * looks(output, target).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        return [loss.detach(), *[weight.grad for weight in trained]]
+        return [loss.detach()]
 
     recorded = Recorded(find_gradients, print)
     first, pace = step, state.Pace(steps=args.steps, minutes=args.minutes, finish=args.finish, warmup=200)
@@ -206,9 +206,7 @@ def train(args: argparse.Namespace) -> None:
     while pace.goes_on(step):
         for group in optimizer.param_groups:
             group["lr"] = args.lr * pace.lr(step)
-        loss, *gradients = recorded(*[drawn.to(device, non_blocking=True) for drawn in next(draws)])
-        for weight, gradient in zip(trained, gradients, strict=True):
-            weight.grad = gradient
+        (loss,) = recorded(*[drawn.to(device, non_blocking=True) for drawn in next(draws)])
         optimizer.step()
         state.average(ema, vae, step, decay=0.998)
         step += 1

@@ -120,10 +120,8 @@ class UNetControl(Control):
             return call
         # Pictures are trained on as they are cut: made at this size, nothing cropped. So do stock pipelines by default.
         height, width = latents.shape[-2] * self.size_factor, latents.shape[-1] * self.size_factor
-        sizes = text.pooled.new_zeros(
-            6
-        )  # height, width, 0, 0, height, width: filled there, for a CUDA graph cannot copy
-        sizes[0::4], sizes[1::4] = height, width
+        sizes = text.pooled.new_zeros(6)  # filled where it is: a CUDA graph may not copy from the CPU
+        sizes[0::4], sizes[1::4] = height, width  # height, width, 0, 0, height, width
         added = {"text_embeds": text.pooled, "time_ids": sizes.expand(len(latents), -1)}
         return call | {"added_cond_kwargs": added}
 

@@ -33,10 +33,10 @@ def inpaintable(pipeline: Any, init: Init | None) -> Generator[None]:
     One of more, such as the embedded base's, is inpainted with in the same way: meanwhile its configuration says four.
     """
     unet = getattr(pipeline, "unet", None)
-    channels = None if unet is None else unet.config.in_channels
-    if init is None or init.mask is None or unet is None or channels != unet.config.out_channels:
+    if init is None or init.mask is None or unet is None or unet.config.in_channels != unet.config.out_channels:
         yield
         return
+    channels = unet.config.in_channels
     unet.register_to_config(in_channels=PLAIN)
     try:
         yield
