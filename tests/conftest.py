@@ -1,6 +1,8 @@
 """What holds for every test: no network, no look-ups at the hub, and few threads."""
 
+import atexit
 import os
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "2")  # tiny tensors: more threads cost
 
 # What is fastest on this machine is written down once; tests, and the processes they start, share a place of their own.
 os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="bridle-tests-")
+atexit.register(shutil.rmtree, os.environ["XDG_CACHE_HOME"], ignore_errors=True)
 
 _LOOPBACK = ("127.", "localhost", "::1")
 
