@@ -57,6 +57,12 @@ def test_it_has_the_thirteen_links_of_stable_diffusion(base, control):
     assert base.pipeline.scheduler.config.prediction_type == "epsilon"
 
 
+def test_a_control_is_made_of_it_as_of_its_unet(base, control):
+    made = Control.from_base(base)
+    assert made.config == control.config
+    assert torch.equal(made.conv_in.weight, base.denoiser.conv_in.weight)
+
+
 def test_a_prompt_changes_the_picture(base):
     def draw(prompt):
         noise = torch.Generator().manual_seed(0)

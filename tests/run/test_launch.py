@@ -246,7 +246,7 @@ def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -
 
 def test_without_ray_it_is_said_how_to_get_it(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ConfigError, match=r"--ray needs Ray, .* pip install 'bridle\[cluster\]'"):
+    with pytest.raises(ConfigError, match=r"--ray needs Ray, .* pip install 'ray\[train\]'"):
         launch.train_on_ray(settings, Path("run"), "auto", 2)
 
 

@@ -98,11 +98,11 @@ class Control(nn.Module, ABC):
         """Copy what a control of this base copies.
 
         Args:
-            base: a pipeline, or its U-Net or transformer; it is left as it is.
+            base: a `bridle.Base`, a pipeline, or its U-Net or transformer; it is left as it is.
             hint_channels: of the hint: 1 for a mask, 3 for a picture, any other number as well.
             hint_encoder: "official" or "paper".
             links: "all", or "middle".
-            size_factor: pixels per latent in each direction; the family's where None.
+            size_factor: pixels per latent in each direction; where None a `Base`'s own, or the family's.
             layers: of a transformer: how many of its first blocks are copied, and of a second kind of blocks as well;
                 where None, half of them (Stable Diffusion 3) or 4 (Flux).
 
@@ -115,7 +115,8 @@ class Control(nn.Module, ABC):
         family = control_class(type(denoiser).__name__)
         family.check_base(denoiser)
         check_plain(denoiser)
-        size_factor = family.SIZE_FACTOR if size_factor is None else size_factor
+        if size_factor is None:
+            size_factor = getattr(base, "size_factor", family.SIZE_FACTOR)
         return family.copy_of(denoiser, hint_channels, hint_encoder, links, size_factor, layers)
 
     @staticmethod
@@ -321,10 +322,11 @@ class Control(nn.Module, ABC):
 
 
 def denoiser_of(base: Any) -> Any:
-    """Of a pipeline its U-Net or transformer; of a model itself, whatever its parts are called."""
+    """Of a pipeline, or a `Base`, its U-Net or transformer; of a model itself, whatever its parts are called."""
     if isinstance(base, nn.Module):
         return base
-    return getattr(base, "unet", None) or getattr(base, "transformer", None) or base
+    names = ("unet", "transformer", "denoiser")
+    return next((part for name in names if (part := getattr(base, name, None)) is not None), base)
 
 
 def check_plain(denoiser: Any) -> None:
@@ -340,7 +342,7 @@ def control_class(name: str) -> type[Control]:
     if name not in HOMES:
         supported = ", ".join(BASES)
         other = "for any other model there is Control.for_module"
-        raise BaseError(f"base is a {name}; expected a pipeline, or one of {supported}; {other}")
+        raise BaseError(f"base is a {name}; expected a Base, a pipeline, or one of {supported}; {other}")
     module, _, attribute = HOMES[name].partition(":")
     return cast(type[Control], getattr(import_module(module), attribute))
 

@@ -144,7 +144,7 @@ def train_on_ray(settings: RunSettings, folder: Path, address: str, count: int, 
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
     except ImportError:
-        raise ConfigError("--ray needs Ray, which is not installed; pip install 'bridle[cluster]'") from None
+        raise ConfigError("--ray needs Ray, which is not installed; pip install 'ray[train]'") from None
     connect(ray, address)
     trainer = TorchTrainer(
         train_on_worker,

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +15,13 @@ from bridle.train.checkpoint import list_checkpoints
 from bridle.train.loop import CHECKPOINTS, cannot_go_on
 from bridle.train.loop import FREE as FREE_IN_TRAIN
 from bridle.train.regime import unlocks
-from bridle.train.settings import MachineSettings, ProbeSettings, TrainSettings
+from bridle.train.settings import PAPER_LR, MachineSettings, ProbeSettings, TrainSettings
 
 FILE = "settings.toml"
 # What a continuation may change: machine and folder may differ, and so may what comes later.
 FREE = {"device", "data.folder", *(f"train.{name}" for name in FREE_IN_TRAIN)}
 FREE_TABLES = ("sample.", "probe.", "machine.")
+EMBEDDED_LR = 1e-3  # what docs/performance.md measures with; the paper's is for forty times as many weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,8 @@ class RunSettings:
     Args:
         base: as `bridle.load_base` takes it: "embedded", a diffusers folder, a checkpoint in one file, or a hub id.
         device: "cpu", "cuda", or "auto": a GPU where there is one.
-        data, control, train, probe, machine, sample: each described where it is defined.
+        data, control, train, probe, machine, sample: each described where it is defined. A `train.lr` of "auto" becomes
+            the base's own: 1e-3 for the embedded one, which is small, and the paper's 1e-5 for any other.
 
     Raises: ConfigError: two settings contradict each other.
     """
@@ -45,6 +47,9 @@ class RunSettings:
     sample: SampleSettings = field(default_factory=SampleSettings)
 
     def __post_init__(self) -> None:
+        if self.train.lr == "auto":
+            lr = EMBEDDED_LR if self.base == "embedded" else PAPER_LR
+            object.__setattr__(self, "train", replace(self.train, lr=lr))
         if self.machine.base_weights == "bf16" and "fp32" in (self.train.precision, self.sample.precision):
             remedy = "set train.precision and sample.precision to 'bf16' as well"
             raise ConfigError(f"setting machine.base_weights is 'bf16', but something computes in 'fp32': {remedy}")

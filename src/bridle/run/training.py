@@ -188,7 +188,7 @@ def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[s
         "pairs": len(data.cache.train_ids),
         "steps": step,
         "effective_batch": train.effective_batch,
-        "lr": train.lr,
+        "lr": train.peak_lr,
         "weighting": train.weighting,
         "regime": train.regime,
         "unlock": unlocks(train) or "nothing",

@@ -45,7 +45,7 @@ class RunLog:
         self._show(row["step"], figures)
 
     def event(self, step: int, kind: str, message: str, **facts: Any) -> None:
-        """Add what happened: "learned", "switch", "skipped", "memory", "warning" or "forced"."""
+        """Add what happened: "learned", "switch", "skipped", "memory", "kernels", "graph", "warning", "forced"."""
         self._add(EVENTS, {"step": step, "kind": kind, "message": message, **facts})
 
     def ended(self, step: int, finished: bool, reason: str) -> None:
@@ -80,6 +80,6 @@ def open_board(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise ConfigError(
-            "setting train.tensorboard is on, but TensorBoard is not installed; pip install 'bridle[tensorboard]'"
+            "setting train.tensorboard is on, but TensorBoard is not installed; pip install tensorboard"
         ) from None
     return SummaryWriter(str(folder), purge_step=first_step + 1)

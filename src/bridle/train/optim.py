@@ -41,7 +41,7 @@ def make_optimizer(
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
-        remedy = "pip install 'bridle[memory]', or set it to 'adamw'"
+        remedy = "pip install bitsandbytes, or set it to 'adamw'"
         raise ConfigError(f"setting train.optimizer is {kind!r}, but bitsandbytes is not installed; {remedy}") from None
     for group in groups:
         for parameter in group["params"]:

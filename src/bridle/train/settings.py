@@ -7,6 +7,7 @@ from bridle.errors import ConfigError
 
 Regime = Literal["standard", "small", "large", "auto"]
 Unlock = Literal["decoder", "all"]
+PAPER_LR = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,12 @@ class TrainSettings:
         accumulate: `batch * accumulate` pairs make an optimiser step, whatever the number of processes.
         recipe: how a new control begins. "paper": as in the released code. "scaled": with a hint encoder whose random
             weights are scaled so that they let the hints through, see `bridle.train.hint_start`; learns far sooner.
-        lr: peak learning rate of AdamW. The paper's is 1e-5; a small base takes far more.
+        lr: peak learning rate of AdamW. "auto": what is known to be right for the run's base (`RunSettings`); the
+            paper's 1e-5 where nobody says which that is.
         warmup: steps over which the learning rate rises from zero; again for what joins at a switch of the regime.
         decay: share of the steps, at the end, over which it falls to zero again; 0, as in the paper, keeps it.
         weight_decay: of AdamW.
-        optimizer: "adamw", or "adamw8bit", whose state takes a quarter of the memory; needs the extra "memory".
+        optimizer: "adamw", or "adamw8bit", whose state takes a quarter of the memory; needs bitsandbytes.
         clip_norm: gradients are scaled down to this L2 norm.
         prompt_dropout: share of captions replaced by the empty one, drawn afresh each time (the paper: 0.5).
         weighting: of the loss over noise levels: "uniform" as in the paper, or "balanced", which learns shapes sooner.
@@ -41,7 +43,7 @@ class TrainSettings:
         skips: steps in a row with a loss or gradient that is not finite after which training gives up.
         checkpoint_every, preview_every, log_every: in steps.
         keep: how many checkpoints stay.
-        tensorboard: also write TensorBoard events; needs the extra of that name.
+        tensorboard: also write TensorBoard events; needs the package tensorboard.
 
     Raises: ConfigError: a value is out of range.
     """
@@ -50,7 +52,7 @@ class TrainSettings:
     batch: int = 16
     accumulate: int = 1
     recipe: Literal["scaled", "paper"] = "scaled"
-    lr: float = 1e-5
+    lr: float | Literal["auto"] = "auto"
     warmup: int = 50
     decay: float = 0.0
     weight_decay: float = 0.01
@@ -78,7 +80,9 @@ class TrainSettings:
         require(self, "train", 1, "steps", "batch", "accumulate", "skips", "checkpoint_every", "preview_every")
         require(self, "train", 1, "log_every", "keep")
         require(self, "train", 0, "warmup", "weight_decay", "seed", "patience")
-        for name in ("lr", "unlock_lr", "clip_norm"):
+        if not self.peak_lr > 0:
+            raise ConfigError(f"setting train.lr is {self.lr}; expected 'auto', or more than 0")
+        for name in ("unlock_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected more than 0")
         if not 0 <= self.prompt_dropout <= 1:
@@ -101,6 +105,11 @@ class TrainSettings:
             raise ConfigError(f"setting train.unlock is {self.unlock!r}, but train.regime {self.regime!r}: {remedy}")
 
     @property
+    def peak_lr(self) -> float:
+        """The learning rate after the warm-up."""
+        return PAPER_LR if self.lr == "auto" else self.lr
+
+    @property
     def effective_batch(self) -> int:
         """Pairs per optimiser step."""
         return self.batch * self.accumulate
@@ -111,7 +120,7 @@ class ProbeSettings:
     """How training is watched; under [probe]. A probe changes no weight.
 
     Args:
-        every: steps between probes, or "auto": so that probing takes less than a twentieth of the time.
+        every: steps between probes, or "auto": so that probing adds about a twentieth of the time.
         pairs: held-out pairs whose denoising error is measured with the true, another and no hint.
         samples: held-out pairs that are drawn and measured as `bridle evaluate` does; 0 draws none.
         steps: denoising steps of these.

@@ -215,7 +215,7 @@ class Trainer:
     def lr(self, step: int, part: str = "copy") -> float:
         """Of a step: a linear rise from when the part joined, then constant, then a linear fall where asked for."""
         settings = self.settings
-        peak = settings.unlock_lr if part == "base" else settings.lr
+        peak = settings.unlock_lr if part == "base" else settings.peak_lr
         rise = (step - self.joined[part] + 1) / max(1, settings.warmup)
         fall = (settings.steps - step) / (settings.decay * settings.steps) if settings.decay else 1.0
         return peak * min(1.0, rise, fall)
@@ -249,7 +249,8 @@ class Trainer:
         base = {name: parameter.detach() for name, parameter in parts.get("base", {}).items()}
         self.original = {name: self.original.get(name, weight.clone()) for name, weight in base.items()}
         self.averages = self._averaged_weights(base)
-        groups = [{"params": list(part.values()), "part": name, "lr": self.settings.lr} for name, part in parts.items()]
+        lr = self.settings.peak_lr
+        groups = [{"params": list(part.values()), "part": name, "lr": lr} for name, part in parts.items()]
         self.optimizer = make_optimizer(
             self.settings.optimizer, groups, weight_decay=self.settings.weight_decay, products=products
         )

@@ -1,0 +1,36 @@
+"""Settings that depend on one another, and the copy that the run's folder keeps."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bridle.data.settings import DataSettings
+from bridle.errors import ConfigError
+from bridle.run.settings import RunSettings, open_run, read_run
+from bridle.train.settings import TrainSettings
+
+DATA = DataSettings(folder=Path("pictures"))
+
+
+@pytest.mark.parametrize(("base", "lr"), [("embedded", 1e-3), ("models/sd15", 1e-5)])
+def test_the_learning_rate_is_the_bases_own(tmp_path: Path, base: str, lr: float) -> None:
+    settings = RunSettings(base=base, data=DATA)
+    assert settings.train.lr == settings.train.peak_lr == lr
+
+    open_run(tmp_path, settings)
+    assert f"lr = {lr!r}\n" in (tmp_path / "settings.toml").read_text()
+    assert read_run(tmp_path) == settings
+
+
+def test_a_learning_rate_that_was_chosen_stays() -> None:
+    assert RunSettings(data=DATA, train=TrainSettings(lr=1e-5)).train.lr == 1e-5
+
+
+def test_without_a_base_the_learning_rate_is_the_papers() -> None:
+    assert TrainSettings().peak_lr == 1e-5
+
+
+def test_refuses_a_learning_rate_of_nothing() -> None:
+    with pytest.raises(ConfigError, match=r"train\.lr is 0; expected 'auto', or more than 0"):
+        replace(TrainSettings(), lr=0)
