@@ -174,7 +174,7 @@ def test_a_control_that_cannot_be_made_is_refused(options: dict[str, Any], said:
 
 
 def test_a_base_of_another_family_is_refused() -> None:
-    with pytest.raises(BaseError, match="base is a Linear; expected a Base, a pipeline, or one of UNet2DConditionModel"):
+    with pytest.raises(BaseError, match="base is a Linear; expected a Base, a pipeline, or one of UNet2DCondition"):
         Control.from_base(torch.nn.Linear(1, 1))
     told = tiny.make_unet(class_embed_type="timestep")
     with pytest.raises(BaseError, match=r"needs class_embed_type, .*use a base of the Stable Diffusion 1, 2 or XL"):
