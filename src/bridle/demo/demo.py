@@ -67,7 +67,7 @@ def settings_for(folder: Path, variants: int) -> RunSettings:
             checkpoint_every=100,
             preview_every=steps,
         ),
-        sample=SampleSettings(steps=15, guidance=3.0, half="conditional", batch=HELD_OUT, precision="bf16"),
+        sample=SampleSettings(steps=15, guidance=3.0, half="conditional", batch=HELD_OUT, precision="auto"),
     )
 
 

@@ -160,7 +160,7 @@ def ladder(settings: RunSettings) -> list[Plan]:
     train, machine = settings.train, settings.machine
     as_set = with_batch(plan_of(settings), train.effective_batch)
     # What is trained keeps float32: in bfloat16 most updates would be rounded away.
-    locked = train.precision == "bf16" and not unlocks(train)
+    locked = train.precision != "fp32" and not unlocks(train)
     cheap = replace(as_set, offload=True, drawn=1, base_weights="bf16" if locked else machine.base_weights)
     small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
     again = replace(cheap, gradient_checkpointing=True)

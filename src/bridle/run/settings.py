@@ -50,6 +50,10 @@ class RunSettings:
         if self.train.lr == "auto":
             lr = EMBEDDED_LR if self.base == "embedded" else PAPER_LR
             object.__setattr__(self, "train", replace(self.train, lr=lr))
+        if self.machine.base_weights == "bf16":
+            for name in ("train", "sample"):
+                if getattr(self, name).precision == "auto":
+                    object.__setattr__(self, name, replace(getattr(self, name), precision="bf16"))
         if self.machine.base_weights == "bf16" and "fp32" in (self.train.precision, self.sample.precision):
             remedy = "set train.precision and sample.precision to 'bf16' as well"
             raise ConfigError(f"setting machine.base_weights is 'bf16', but something computes in 'fp32': {remedy}")

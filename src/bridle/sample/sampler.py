@@ -18,6 +18,7 @@ from bridle.control.control import Control
 from bridle.control.hint import to_hint
 from bridle.control.strength import Strength
 from bridle.errors import SampleError
+from bridle.kernels.precision import choose_precision
 from bridle.sample.hasten import hasten
 from bridle.sample.pipelines import arguments, inpaintable, pick_pipeline
 from bridle.sample.recall import SPEEDS, recalled
@@ -112,10 +113,11 @@ def draw(
         pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
         return pictures if init is None else [init.keep(picture) for picture in pictures]
 
+    in_bf16 = choose_precision(settings.precision, base.device) == "bf16"
     with ExitStack() as around:
         around.callback(base.denoiser.register_forward_hook(after_pass).remove)
         around.enter_context(torch.no_grad())
-        around.enter_context(torch.autocast(base.device.type, torch.bfloat16, enabled=settings.precision == "bf16"))
+        around.enter_context(torch.autocast(base.device.type, torch.bfloat16, enabled=in_bf16))
         rig = None
         if batch.steering:
             rig = around.enter_context(attach(pipeline, **{name: one.control for name, one in batch.steering.items()}))

@@ -37,7 +37,8 @@ class SampleSettings:
             "conditional": guidance then amplifies what the hint says, as it does the prompt, and the hint is followed
             far more closely (arXiv:2302.05543, section 3.4). Several have each their own, see `Strength`.
         batch: pictures denoised at once.
-        precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain.
+        precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain; or "auto",
+            whichever is faster on the machine.
         speed: "exact"; or "fast" and "draft", which take over in some steps what an earlier one computed.
 
     Raises: ConfigError: a value is out of range.
@@ -49,7 +50,7 @@ class SampleSettings:
     scale: float = 1.0
     half: Half = "both"
     batch: int = 16
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     speed: Speed = "exact"
 
     def __post_init__(self) -> None:
@@ -59,8 +60,8 @@ class SampleSettings:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"setting sample.{name} is {getattr(self, name)}; expected 1 or more")
-        if self.precision not in ("fp32", "bf16"):
-            raise ConfigError(f"setting sample.precision is {self.precision!r}; expected 'fp32' or 'bf16'")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise ConfigError(f"setting sample.precision is {self.precision!r}; expected 'auto', 'fp32' or 'bf16'")
         if self.speed not in get_args(Speed):
             raise ConfigError(f"setting sample.speed is {self.speed!r}; expected one of {', '.join(get_args(Speed))}")
         if self.half not in get_args(Half):

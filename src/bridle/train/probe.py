@@ -21,6 +21,7 @@ from bridle.base.schedule import Schedule
 from bridle.cache.store import Cache
 from bridle.control.control import Control
 from bridle.errors import TrainError
+from bridle.kernels.precision import choose_precision
 from bridle.train.draws import generator
 from bridle.train.objective import add_noise, loss_per_sample, sample_posterior, target
 from bridle.train.settings import ProbeSettings, TrainSettings
@@ -121,7 +122,7 @@ class Probe:
         if len(ids) < 2:
             remedy = "set data.held_out to 2 or more"
             raise TrainError(f"{len(ids)} pairs are held out; a probe shuffles hints among 2 or more: {remedy}")
-        self.pairs, self.batch, self.precision = len(ids), train.batch, train.precision
+        self.pairs, self.batch, self.wanted_precision = len(ids), train.batch, train.precision
         self.length = len(schedule)
         held_out = cache.batch(ids)
         self.hints = held_out.hint
@@ -140,8 +141,8 @@ class Probe:
         Args:
             check: called before every forward pass; may raise.
         """
-        autocast = torch.autocast(control.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-        with autocast:
+        in_bf16 = choose_precision(self.wanted_precision, control.device) == "bf16"
+        with torch.autocast(control.device.type, torch.bfloat16) if in_bf16 else nullcontext():
             features = self._encode(control, check)
             errors = {arm: self._errors(control, denoiser, features[arm], check) for arm in ARMS}
         return reading(errors, self.length, zero_conv_norms(control))

@@ -30,7 +30,8 @@ class TrainSettings:
         prompt_dropout: share of captions replaced by the empty one, drawn afresh each time (the paper: 0.5).
         weighting: of the loss over noise levels: "uniform" as in the paper, or "balanced", which learns shapes sooner.
         ema_decay: of the averaged weights, which are what is saved; 0 turns averaging off.
-        precision: "bf16" computes in bfloat16 and keeps float32 weights; "fp32" is for comparing.
+        precision: "bf16" computes in bfloat16 and keeps float32 weights, "fp32" computes in float32; "auto" is what is
+            faster on the machine: a processor without instructions for bfloat16 is many times slower in it.
         seed: of every draw.
         regime: the paper's three. "standard": all links, base locked. "small": the middle link alone, then all.
             "large": all links, then the base unlocked. "auto": small at first, each switch when the probe says so.
@@ -61,7 +62,7 @@ class TrainSettings:
     prompt_dropout: float = 0.5
     weighting: Literal["uniform", "balanced"] = "uniform"
     ema_decay: float = 0.99
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     seed: int = 0
     regime: Regime = "standard"
     reconnect: int | Literal["auto"] = "auto"
@@ -94,7 +95,7 @@ class TrainSettings:
         choose(self, "train", "recipe", "scaled", "paper")
         choose(self, "train", "optimizer", "adamw", "adamw8bit")
         choose(self, "train", "weighting", "uniform", "balanced")
-        choose(self, "train", "precision", "bf16", "fp32")
+        choose(self, "train", "precision", "auto", "bf16", "fp32")
         choose(self, "train", "regime", "standard", "small", "large", "auto")
         choose(self, "train", "unlock", "decoder", "all", None)
         for name in ("reconnect", "unlock_after"):

@@ -29,6 +29,7 @@ from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels import native
 from bridle.kernels.attention import choose_attention
+from bridle.kernels.precision import choose_precision
 from bridle.kernels.quicken import quicken, trained_products, turn_weights
 from bridle.kernels.working import Working
 from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
@@ -88,11 +89,12 @@ class Trainer:
         self.inner = Denoiser(control, denoiser)
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
         self.device = control.device
+        self.precision = choose_precision(settings.precision, self.device)
         self.schedule = schedule.to(self.device)
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
         self.lent = ExitStack()  # what gives both models back as they were
-        if control.device.type == "cpu" and settings.precision == "bf16":
+        if control.device.type == "cpu" and self.precision == "bf16":
             check_width(control, shape[-1])
             self.lent.callback(turn_weights(control, denoiser))
             self.lent.callback(choose_attention(control, denoiser))
@@ -100,6 +102,8 @@ class Trainer:
                 self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
         elif control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
             self.lent.callback(set_plain_attention(control, denoiser))
+        if settings.precision == "auto" and self.precision == "fp32":
+            self.say("kernels", "this machine computes faster in float32 than in bfloat16, so training does")
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
@@ -207,7 +211,7 @@ class Trainer:
 
     def autocast(self) -> Any:
         """The precision that training computes in."""
-        if self.settings.precision != "bf16":
+        if self.precision != "bf16":
             return nullcontext()
         # Its cache would hold a second copy of all trained weights through the step: they are cast where they are used.
         return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
@@ -274,7 +278,7 @@ class Trainer:
     def _speed_up(self) -> tuple[Callable[[], None], dict[nn.Parameter, Working]]:
         """Compute the same with less. Returns: what ends that; and the trained weights that are cast once a step."""
         # Computed again for checkpointing, the kernels' results did not agree to the bit with those of the first time.
-        fast = self.settings.precision == "bf16" and self.device.type == "cpu" and not self.sharded
+        fast = self.precision == "bf16" and self.device.type == "cpu" and not self.sharded
         if fast and not self.machine.gradient_checkpointing:
             with ExitStack() as undo:
                 middle = self.phase == "middle"

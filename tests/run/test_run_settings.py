@@ -1,6 +1,5 @@
 """Settings that depend on one another, and the copy that the run's folder keeps."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,8 @@ import pytest
 from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError
 from bridle.run.settings import RunSettings, open_run, read_run
-from bridle.train.settings import TrainSettings
+from bridle.sample.settings import SampleSettings
+from bridle.train.settings import MachineSettings, TrainSettings
 
 DATA = DataSettings(folder=Path("pictures"))
 
@@ -31,6 +31,10 @@ def test_without_a_base_the_learning_rate_is_the_papers() -> None:
     assert TrainSettings().peak_lr == 1e-5
 
 
-def test_refuses_a_learning_rate_of_nothing() -> None:
-    with pytest.raises(ConfigError, match=r"train\.lr is 0; expected 'auto', or more than 0"):
-        replace(TrainSettings(), lr=0)
+@pytest.mark.parametrize("name", ["train", "sample"])
+def test_a_base_in_bfloat16_is_computed_with_in_bfloat16(name: str) -> None:
+    halved = MachineSettings(base_weights="bf16")
+    settings = RunSettings(data=DATA, sample=SampleSettings(precision="auto"), machine=halved)
+    assert getattr(settings, name).precision == "bf16"
+    with pytest.raises(ConfigError, match="something computes in 'fp32'"):
+        RunSettings(data=DATA, sample=SampleSettings(precision="fp32"), machine=halved)
