@@ -1,9 +1,10 @@
 """The peer that Bridle's training is measured against: what diffusers' example script for ControlNets does.
 
 Written from diffusers' public classes after `examples/controlnet/train_controlnet.py` of version 0.42 with
-`--mixed_precision bf16`, step by step: the autoencoder and the text encoder run in every step, the locked models are
-cast to bfloat16, the control keeps float32 weights under autocast and gives float32, clipping and AdamW as PyTorch has
-them by default, gradients are zeroed and kept (`set_grads_to_none` is off). Loading, logging and saving are left out.
+`--mixed_precision bf16` (or `no`: all in float32), step by step: autoencoder and text encoder run in every step,
+the locked models are cast to bfloat16, the control keeps float32 weights under autocast and gives float32, clipping and
+AdamW as PyTorch has them by default, gradients are zeroed and kept (`set_grads_to_none` is off). Loading, logging and
+saving are left out.
 """
 
 import dataclasses
@@ -14,8 +15,6 @@ from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, UNet2DCondi
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel
-
-BF16 = torch.bfloat16
 
 
 @dataclasses.dataclass
@@ -95,37 +94,39 @@ class Peer:
     Args:
         models: on the device where it is to run; so is each batch.
         encode: whether autoencoder and text encoder run in every step, as they do in the script.
+        kind: bfloat16 as its `--mixed_precision bf16`, float32 as `no`.
     """
 
-    def __init__(self, models: Models, encode: bool) -> None:
-        self.encode = encode
-        self.vae = models.vae.requires_grad_(False).to(BF16)
+    def __init__(self, models: Models, encode: bool, kind: torch.dtype = torch.bfloat16) -> None:
+        self.encode, self.kind = encode, kind
+        self.vae = models.vae.requires_grad_(False).to(kind)
         self.unet = models.unet.requires_grad_(False)
-        self.text_encoder = models.text_encoder.requires_grad_(False).to(BF16)
+        self.text_encoder = models.text_encoder.requires_grad_(False).to(kind)
         self.control = ControlNetModel.from_unet(self.unet).to(self.unet.device).train()  # it is made on the CPU
-        self.unet.to(BF16)
+        self.unet.to(kind)
         self.scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
         self.optimizer = torch.optim.AdamW(self.control.parameters(), lr=1e-5, weight_decay=1e-2)
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean squared error of the noise."""
-        latents, text = batch.latents.to(BF16), batch.text.to(BF16)
+        kind = self.kind
+        latents, text = batch.latents.to(kind), batch.text.to(kind)
         if self.encode:
             with torch.no_grad():
-                latents = self.vae.encode(batch.pixels.to(BF16)).latent_dist.sample() * self.vae.config.scaling_factor
+                latents = self.vae.encode(batch.pixels.to(kind)).latent_dist.sample() * self.vae.config.scaling_factor
                 text = self.text_encoder(batch.ids, return_dict=False)[0]
-        noisy = self.scheduler.add_noise(latents.float(), batch.noise, batch.timesteps).to(BF16)
-        with torch.autocast(noisy.device.type, BF16):
+        noisy = self.scheduler.add_noise(latents.float(), batch.noise, batch.timesteps).to(kind)
+        with torch.autocast(noisy.device.type, kind, enabled=kind is not torch.float32):
             down, middle = self.control(
-                noisy, batch.timesteps, text, controlnet_cond=batch.hint.to(BF16), return_dict=False
+                noisy, batch.timesteps, text, controlnet_cond=batch.hint.to(kind), return_dict=False
             )
         down, middle = [link.float() for link in down], middle.float()
         output = self.unet(
             noisy,
             batch.timesteps,
             text,
-            down_block_additional_residuals=[link.to(BF16) for link in down],
-            mid_block_additional_residual=middle.to(BF16),
+            down_block_additional_residuals=[link.to(kind) for link in down],
+            mid_block_additional_residual=middle.to(kind),
             return_dict=False,
         )[0]
         return F.mse_loss(output.float(), batch.noise, reduction="mean")

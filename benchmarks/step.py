@@ -7,6 +7,8 @@ It runs on a GPU where there is one, which both sides share. Models and batch li
     python benchmarks/step.py --size sd15 --latents 32 --json step.json     # random weights; 16 GB of memory
     python benchmarks/step.py --size embedded --batch 24 --no-encode
     python benchmarks/step.py --size sd15 --latents 64 --batch 4 --rounds 20 --device cuda --compile
+    ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \\
+    python benchmarks/step.py --size embedded --batch 24 --precision fp32   # as on a processor that has no more
 """
 
 import argparse
@@ -41,7 +43,8 @@ def serve(args: argparse.Namespace) -> None:
     on_gpu = device.type == "cuda"
     models = getattr(Models, args.size)().to(device)
     batch = Batch.random(models, args.batch, args.latents).to(device)
-    side: Any = Peer(models, args.encode) if args.side == "peer" else ours(models, batch, args.compile)
+    compute_type = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
+    side: Any = Peer(models, args.encode, compute_type) if args.side == "peer" else ours(models, batch, args)
     wait = torch.cuda.synchronize if on_gpu else lambda: None  # a GPU works on after a call returned
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     print(json.dumps({"device": device.type, "device_name": name}), flush=True)
@@ -57,9 +60,9 @@ def serve(args: argparse.Namespace) -> None:
         print(json.dumps(took | peaks), flush=True)
 
 
-def ours(models: Any, batch: Any, compiled: bool) -> Any:
+def ours(models: Any, batch: Any, args: argparse.Namespace) -> Any:
     """Bridle's trainer on the same batch."""
-    trainer, rows = make_trainer(models, batch, compiled)
+    trainer, rows = make_trainer(models, batch, args.compile, precision=args.precision)
     numbers = itertools.count(1)
     return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), rows).loss)
 
@@ -98,7 +101,15 @@ def make_trainer(models: Any, batch: Any, compiled: bool = False, **changes: Any
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     unet = models.unet.requires_grad_(False).eval()
     control = Control.from_base(unet)
-    how = {"batch": count, "lr": 1e-5, "warmup": 0, "ema_decay": 0.0, "prompt_dropout": 0.0, **changes}
+    how = {
+        "batch": count,
+        "lr": 1e-5,
+        "warmup": 0,
+        "ema_decay": 0.0,
+        "prompt_dropout": 0.0,
+        "precision": "bf16",
+        **changes,
+    }
     settings = TrainSettings(**how)
     if settings.precision == "bf16":
         unet.to(torch.bfloat16)
@@ -132,6 +143,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     for process in sides.values():
         process.communicate()
     result: dict[str, Any] = {"size": args.size, "latents": args.latents, "batch": args.batch, "encode": args.encode}
+    result |= {"precision": args.precision}
     result |= where | {"compile": args.compile, "warmup": warmup, "rounds": args.rounds}
     for side in SIDES:
         result[side] = summarize(taken[side], args.batch)
@@ -156,6 +168,7 @@ def summarize(taken: list[dict[str, float]], batch: int) -> dict[str, float]:
 def start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
     command = [sys.executable, __file__, "--side", side, "--size", args.size, "--latents", str(args.latents)]
     command += ["--batch", str(args.batch), "--threads", str(args.threads), "--device", args.device]
+    command += ["--precision", args.precision]
     command += [] if args.encode else ["--no-encode"]
     command += ["--compile"] if args.compile else []
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
@@ -189,6 +202,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU, else the CPU")
     parser.add_argument("--no-encode", dest="encode", action="store_false", help="leave the peer's encoders out")
+    parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="what both sides compute in")
     parser.add_argument("--compile", action="store_true", help="ours, on a GPU, with machine.compile")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
