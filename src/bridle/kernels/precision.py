@@ -9,6 +9,7 @@ from bridle.kernels.choice import pick
 
 Precision = Literal["bf16", "fp32"]
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+TIMES = 4
 
 
 def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) -> Precision:
@@ -28,13 +29,17 @@ def choose_precision(wanted: Precision | Literal["auto"], device: torch.device) 
 
 
 def convolution(kind: torch.dtype) -> Any:
-    """One of the size that a small base has most of, with channels last, there and back."""
+    """One of the size that a small base has most of, with channels last, there and back.
+
+    A few times: the answer is kept for good, and is not to hang on one moment in which something else took the core.
+    """
     hidden = torch.ones(8, 128, 16, 16).to(kind).contiguous(memory_format=torch.channels_last).requires_grad_()
     weight = torch.full((128, 128, 3, 3), 0.01).to(kind).contiguous(memory_format=torch.channels_last).requires_grad_()
 
     def once() -> None:
         with torch.enable_grad():
-            output = F.conv2d(hidden, weight, padding=1)
-            torch.autograd.grad(output, (hidden, weight), output.detach())
+            for _ in range(TIMES):
+                output = F.conv2d(hidden, weight, padding=1)
+                torch.autograd.grad(output, (hidden, weight), output.detach())
 
     return once
