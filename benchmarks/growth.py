@@ -98,7 +98,7 @@ def training(size_px: int = SIZE_PX, batch: int = BATCH, channels: int = HINT_CH
         empty_text=base.encode_captions([""]),
     )
     control = Control.from_base(base.pipeline, hint_channels=channels, size_factor=base.size_factor)
-    settings = TrainSettings(batch=batch)
+    settings = TrainSettings(batch=batch, precision="bf16")
     trainer = Trainer(control, base.denoiser, base.schedule, cast(Any, cache), settings)
     rows = Steps(cast(Any, cache), settings, len(trainer.schedule))[0]
     return partial(trainer.step, 0, rows)
@@ -230,7 +230,7 @@ def measure_loader(folder: Path, rounds: int) -> dict[str, Took]:
     """A step of the default batch, and what comes before it: reading its pairs, and drawing its noise."""
     base: Base = load_base()
     write_cache(folder / "cache-loader", 1024)
-    cache, settings = Cache.open(folder / "cache-loader"), TrainSettings(batch=TRAINED)
+    cache, settings = Cache.open(folder / "cache-loader"), TrainSettings(batch=TRAINED, precision="bf16")
     control = Control.from_base(base.pipeline, size_factor=base.size_factor)
     trainer = Trainer(control, base.denoiser, base.schedule, cache, settings)
     steps, numbers = Steps(cache, settings, len(trainer.schedule)), iter(range(10**6))

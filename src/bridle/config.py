@@ -177,7 +177,13 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
             return _convert(value, kind, name)
         except ConfigError:
             continue
-    return _convert(value, kinds[-1], name)
+    try:
+        return _convert(value, kinds[-1], name)
+    except ConfigError:
+        if any(map(dataclasses.is_dataclass, kinds)):
+            raise
+        expected = " or ".join(map(_expected, sorted(kinds, key=lambda kind: get_origin(kind) is Literal)))
+        raise ConfigError(f"setting {name} is {value!r}; expected {expected}") from None
 
 
 def _convert_tuple(value: list[Any] | tuple[Any, ...], kinds: tuple[Any, ...], name: str) -> tuple[Any, ...]:

@@ -1,15 +1,17 @@
 """bfloat16 is computed in where the machine is faster in it, and nowhere else unless asked for."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from bridle.kernels import choice
-from bridle.kernels.precision import TYPES, choose_precision, convolution
+from bridle.kernels import choice, precision
+from bridle.kernels.precision import TYPES, can_do, choose_precision, convolution
 
 CPU = torch.device("cpu")
 
@@ -28,7 +30,33 @@ def test_auto_is_what_measures_faster(monkeypatch: pytest.MonkeyPatch, fastest: 
     assert choose_precision("auto", CPU) == fastest
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="nothing here could have bfloat16 to lose")
+@pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
+def test_it_is_found_out_wherever_somebody_asks(monkeypatch: pytest.MonkeyPatch, around) -> None:
+    seen: list[torch.dtype] = []
+    monkeypatch.setattr(choice, "CHOSEN", {})
+    monkeypatch.setattr(choice, "_kept", dict)
+    monkeypatch.setattr(choice, "_settle", lambda key, measured, ways: measured)
+    conv2d = F.conv2d
+    monkeypatch.setattr(F, "conv2d", lambda *args, **more: seen.append((got := conv2d(*args, **more)).dtype) or got)
+    with around():
+        assert choose_precision("auto", CPU) in TYPES
+    assert set(seen) == set(TYPES.values())
+
+
+def test_bfloat16_weights_are_computed_with_in_bfloat16() -> None:
+    assert choose_precision("auto", CPU, torch.bfloat16) == "bf16"
+
+
+def test_what_was_found_with_fewer_instructions_is_not_kept_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = can_do()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert can_do() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(precision, "instructions", lambda: "sse2")
+    assert can_do() != before
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the libraries can only be told so there")
 def test_a_processor_without_bfloat16_computes_in_float32(tmp_path: Path) -> None:
     """Many laptops': told by PyTorch's libraries that there is AVX2 and no more."""
     code = "from bridle.kernels import precision as p; print(p.choose_precision('auto', p.torch.device('cpu')))"

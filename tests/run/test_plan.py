@@ -218,3 +218,14 @@ def test_what_is_wrong_with_the_base_is_said_in_one_line(settings: RunSettings) 
         measure_plan(replace(settings, base="nowhere"), PLAN, FREE_BYTES)
     with pytest.raises(BaseError):
         worker.measure(replace(settings, base="nowhere"), "connected", FREE_BYTES)
+
+
+def test_a_machine_that_is_faster_in_float32_keeps_the_base_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "choose_precision", lambda wanted, device: "fp32")
+    assert {rung.base_weights for rung in ladder(settings_for())} == {"fp32"}
+
+
+def test_what_is_measured_ends_for_want_of_memory_alone() -> None:
+    worker.stop("kernels", "no C compiler")
+    with pytest.raises(worker.OutOfMemoryError):
+        worker.stop("memory", "no room")

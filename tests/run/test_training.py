@@ -3,8 +3,9 @@
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.files.weights import load_control, read_metadata
 from bridle.run import RunSettings, read_run, train_run
-from bridle.train.checkpoint import newest, read_facts
+from bridle.train.checkpoint import newest, newest_precision, read_facts
 from bridle.train.log import read_rows
 from bridle.train.settings import MachineSettings
 from bridle.train.trainer import Trainer
@@ -133,6 +134,18 @@ def with_base(settings: RunSettings) -> RunSettings:
     return replace(settings, base="embedded")
 
 
+def with_precision(settings: RunSettings, precision: Any) -> RunSettings:
+    return replace(settings, train=replace(settings.train, precision=precision))
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(done: Done, tmp_path: Path) -> None:
+    """Whichever of the two calls said so, and whatever is faster here."""
+    folder, auto = copy_of(done, tmp_path), with_precision(done.settings, "auto")
+    for settings in (auto, done.settings):
+        train_run(replace(settings, train=replace(settings.train, steps=STEPS + 1)), folder)
+    assert newest_precision(folder / "checkpoints") == "fp32"
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -140,6 +153,7 @@ def with_base(settings: RunSettings) -> RunSettings:
         (with_size, "data.size_px was 64, is 128"),
         (with_encoder, "control.hint_encoder was official, is paper"),
         (with_base, "is embedded"),
+        (partial(with_precision, precision="bf16"), "train.precision was fp32, is bf16"),
     ],
 )
 def test_a_run_that_began_otherwise_is_refused_and_left_as_it_was(

@@ -9,8 +9,9 @@ import torch
 
 from bridle.cache.store import Cache
 from bridle.errors import ConfigError, TrainError
-from bridle.train import loop, trainer, watch
+from bridle.train import checkpoint, loop, trainer, watch
 from bridle.train.log import RunLog, read_rows
+from bridle.train.loop import CHECKPOINTS
 from bridle.train.settings import MachineSettings, ProbeSettings
 
 
@@ -262,3 +263,28 @@ def test_a_checkpoint_of_an_older_version_is_named_not_passed_over(new_run: Any)
     (run.folder / "checkpoints" / "step-00000200.pt").touch()
     with pytest.raises(TrainError, match=r"step-00000200.pt was written by Bridle 0.1.0: .*--out"):
         run.start()
+
+
+def decide(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
+    """What this machine is faster in."""
+    choose = lambda wanted, *_: precision if wanted == "auto" else wanted  # noqa: E731
+    monkeypatch.setattr(loop, "choose_precision", choose)
+
+
+@pytest.mark.parametrize(("faster", "said"), [("fp32", 1), ("bf16", 0)])
+def test_what_is_computed_in_is_decided_once_and_kept(
+    new_run: Any, wide_cache: Cache, monkeypatch: pytest.MonkeyPatch, faster: str, said: int
+) -> None:
+    """A run that goes on elsewhere, or after something else was found faster, is the same run."""
+    auto, plain = new_run("auto", precision="auto", steps=2), new_run("plain", precision=faster, steps=4)
+    auto.cache = plain.cache = wide_cache
+    decide(monkeypatch, faster)
+    auto.start()
+    messages = [row["message"] for row in read_rows(auto.folder / "events.jsonl") if row["kind"] == "kernels"]
+    assert sum("float32" in message for message in messages) == said
+    assert checkpoint.newest_precision(auto.folder / CHECKPOINTS) == faster
+
+    decide(monkeypatch, "fp32" if faster == "bf16" else "bf16")
+    auto.start(steps=4)
+    plain.start()
+    assert same(auto.tensors("control."), plain.tensors("control."))

@@ -110,7 +110,7 @@ def test_the_state_of_another_kind_or_model_is_refused() -> None:
         restore_optimizer(both("adamw", model), names_of(model), one_value)
 
 
-def test_eight_bits_without_bitsandbytes_name_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_eight_bits_without_bitsandbytes_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         both("adamw8bit", make_model())

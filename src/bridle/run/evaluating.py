@@ -18,6 +18,7 @@ from bridle.data.annotate import get_annotator
 from bridle.errors import DataError
 from bridle.evaluate import Evaluation, Generate, evaluate, write_report, write_sheet
 from bridle.files.weights import load_control, read_metadata
+from bridle.kernels.precision import choose_precision
 from bridle.run.pairs import RunData, load_data
 from bridle.run.settings import RunSettings, read_run
 from bridle.sample.sampler import generate, reconstruct
@@ -65,6 +66,7 @@ def evaluate_run(
     if not held_out:
         raise DataError("the run holds out no pairs to measure on; train with data.held_out of 5 or more")
     how = sample or settings.sample
+    how = replace(how, precision=choose_precision(how.precision, base.device, base.denoiser.dtype))
     with Progress(console=console) as bar:
         task = bar.add_task("drawing held-out pairs", total=2 * seeds * len(held_out))
         evaluation = evaluate(

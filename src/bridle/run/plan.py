@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bridle.errors import ConfigError, TrainError
+from bridle.kernels.precision import choose_precision
 from bridle.run.measure import Measure, Measured, Plan, apply_plan, measure_plan, on_cpu, plan_of
 from bridle.run.settings import RunSettings, flatten
 from bridle.train.memory import free_memory_bytes
@@ -160,7 +161,8 @@ def ladder(settings: RunSettings) -> list[Plan]:
     train, machine = settings.train, settings.machine
     as_set = with_batch(plan_of(settings), train.effective_batch)
     # What is trained keeps float32: in bfloat16 most updates would be rounded away.
-    locked = train.precision != "fp32" and not unlocks(train)
+    device = torch.device("cpu" if on_cpu(settings) else "cuda")
+    locked = choose_precision(train.precision, device) == "bf16" and not unlocks(train)
     cheap = replace(as_set, offload=True, drawn=1, base_weights="bf16" if locked else machine.base_weights)
     small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
     again = replace(cheap, gradient_checkpointing=True)

@@ -11,7 +11,7 @@ from bridle.control.settings import ControlSettings
 from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError, TrainError
 from bridle.sample.settings import SampleSettings
-from bridle.train.checkpoint import list_checkpoints
+from bridle.train.checkpoint import list_checkpoints, newest_precision
 from bridle.train.loop import CHECKPOINTS, cannot_go_on
 from bridle.train.loop import FREE as FREE_IN_TRAIN
 from bridle.train.regime import unlocks
@@ -20,6 +20,7 @@ from bridle.train.settings import PAPER_LR, MachineSettings, ProbeSettings, Trai
 FILE = "settings.toml"
 # What a continuation may change: machine and folder may differ, and so may what comes later.
 FREE = {"device", "data.folder", *(f"train.{name}" for name in FREE_IN_TRAIN)}
+PRECISION = "train.precision"
 FREE_TABLES = ("sample.", "probe.", "machine.")
 EMBEDDED_LR = 1e-3  # what docs/performance.md measures with; the paper's is for forty times as many weights
 
@@ -50,10 +51,6 @@ class RunSettings:
         if self.train.lr == "auto":
             lr = EMBEDDED_LR if self.base == "embedded" else PAPER_LR
             object.__setattr__(self, "train", replace(self.train, lr=lr))
-        if self.machine.base_weights == "bf16":
-            for name in ("train", "sample"):
-                if getattr(self, name).precision == "auto":
-                    object.__setattr__(self, name, replace(getattr(self, name), precision="bf16"))
         if self.machine.base_weights == "bf16" and "fp32" in (self.train.precision, self.sample.precision):
             remedy = "set train.precision and sample.precision to 'bf16' as well"
             raise ConfigError(f"setting machine.base_weights is 'bf16', but something computes in 'fp32': {remedy}")
@@ -72,6 +69,10 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     if force or not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
+    decided = newest_precision(folder / CHECKPOINTS)
+    for table in (before, now):
+        if table[PRECISION] == "auto":  # what it was decided to be when the run began stays
+            table[PRECISION] = decided
     fixed = [key for key in now if key not in FREE and not key.startswith(FREE_TABLES)]
     changed = [f"{key} was {before[key]}, is {now[key]}" for key in fixed if before[key] != now[key]]
     if changed:

@@ -127,7 +127,9 @@ def draw(settings: RunSettings, base: Base, control: Control) -> None:
 
 
 def stop(kind: str, message: str) -> None:
-    raise OutOfMemoryError(message)
+    """What a trainer that is measured says: that memory does not suffice is its answer."""
+    if kind == "memory":
+        raise OutOfMemoryError(message)
 
 
 def time_per_sample(trainer: Trainer, rows: Rows, phase: Phase) -> float:

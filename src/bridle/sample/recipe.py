@@ -66,7 +66,8 @@ class Recipe:
         seed: of the noise.
         base: as `load_base` takes it.
         width_px, height_px: of the picture; the base's own size where None.
-        steps, guidance, scheduler, precision, speed: see `SampleSettings`.
+        steps, guidance, scheduler, precision, speed: see `SampleSettings`; but precision is no "auto", so that the same
+            picture can be drawn elsewhere.
         controls: any number; what they add is summed.
         init: a picture to begin from, cut and resized to the size.
         strength: how far to go from it, in (0, 1].

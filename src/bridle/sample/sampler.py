@@ -113,7 +113,7 @@ def draw(
         pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
         return pictures if init is None else [init.keep(picture) for picture in pictures]
 
-    in_bf16 = choose_precision(settings.precision, base.device) == "bf16"
+    in_bf16 = choose_precision(settings.precision, base.device, base.denoiser.dtype) == "bf16"
     with ExitStack() as around:
         around.callback(base.denoiser.register_forward_hook(after_pass).remove)
         around.enter_context(torch.no_grad())

@@ -73,6 +73,12 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
+def newest_precision(folder: Path) -> str | None:
+    """What the run computes in, "bf16" or "fp32", by its newest checkpoint; None where there is none."""
+    path = newest(folder)
+    return None if path is None else read_facts(path)["settings"]["precision"]
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """What was saved beside the tensors, with "step". Raises: TrainError: the checkpoint is damaged."""
     facts: dict[str, Any] = read_record(path)["facts"]

@@ -8,7 +8,7 @@ Nothing here knows pictures: the caller hands in what draws previews, measures a
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,6 +19,7 @@ from bridle.cache.store import Cache
 from bridle.control.control import Control
 from bridle.control.delta import apply_delta
 from bridle.errors import ConfigError, TrainError
+from bridle.kernels.precision import choose_precision
 from bridle.train import checkpoint
 from bridle.train.feed import Rows, Steps, feed
 from bridle.train.log import RunLog
@@ -146,15 +147,28 @@ class _Run:
         machine: MachineSettings,
         world: World,
     ) -> None:
-        self.settings, self.folder, self.hands, self.denoiser, self.cache = settings, folder, hands, denoiser, cache
+        self.folder, self.hands, self.denoiser, self.cache = folder, hands, denoiser, cache
         self.world, self.machine = world, machine
+        self.watch, self.step, self.trained_s = Watch(), 0, 0.0
         self.log: RunLog | None = None
+        self.unlogged: list[Callable[[RunLog], None]] = []
+        self.settings = settings = self._decide_precision(settings, control)
         self.probe = Probe(cache, schedule, probing, settings) if len(cache.held_out_ids) > 1 else None
         if self.probe is None and (asks := asks_probe(settings)):
             raise ConfigError(f"setting {asks}, which asks held-out pairs; set data.held_out to 2 or more")
         self.every = interval(probing, settings, hands.guidance)
-        self.watch, self.step, self.trained_s = Watch(), 0, 0.0
         self.trainer = Trainer(control, denoiser, schedule, cache, settings, machine, world, self._tell)
+
+    def _decide_precision(self, settings: TrainSettings, control: Control) -> TrainSettings:
+        """ "auto" becomes what the run began with, or what the first process finds to be faster: all compute alike."""
+        if settings.precision != "auto":
+            return settings
+        began = checkpoint.newest_precision(self.folder / CHECKPOINTS)
+        faster = choose_precision(settings.precision, control.device, next(self.denoiser.parameters()).dtype)
+        precision = gather(began or faster, self.world)[0]
+        if precision == "fp32":
+            self._tell("kernels", "this machine computes faster in float32 than in bfloat16, so training does")
+        return replace(settings, precision=precision)
 
     def go(self, force: bool) -> Outcome:
         try:
@@ -178,6 +192,9 @@ class _Run:
         forced = self._restore(force)
         self.saved = self.first = self.step
         self.log = RunLog(self.folder, self.step, self.settings.tensorboard) if self.world.main else None
+        if self.log:
+            for write in self.unlogged:
+                write(self.log)
         if forced:
             self._tell("forced", f"going on although {forced}")
         self.hands.progress(self.step, None)
@@ -340,6 +357,8 @@ class _Run:
             self.hands.say(message)
             if self.log:
                 self.log.event(self.step, kind, message, **facts)
+            else:
+                self.unlogged.append(lambda log: log.event(self.step, kind, message, **facts))
 
 
 def asks_probe(settings: TrainSettings) -> str:

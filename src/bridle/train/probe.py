@@ -122,7 +122,7 @@ class Probe:
         if len(ids) < 2:
             remedy = "set data.held_out to 2 or more"
             raise TrainError(f"{len(ids)} pairs are held out; a probe shuffles hints among 2 or more: {remedy}")
-        self.pairs, self.batch, self.wanted_precision = len(ids), train.batch, train.precision
+        self.pairs, self.batch, self.precision = len(ids), train.batch, train.precision
         self.length = len(schedule)
         held_out = cache.batch(ids)
         self.hints = held_out.hint
@@ -141,7 +141,7 @@ class Probe:
         Args:
             check: called before every forward pass; may raise.
         """
-        in_bf16 = choose_precision(self.wanted_precision, control.device) == "bf16"
+        in_bf16 = choose_precision(self.precision, control.device, next(denoiser.parameters()).dtype) == "bf16"
         with torch.autocast(control.device.type, torch.bfloat16) if in_bf16 else nullcontext():
             features = self._encode(control, check)
             errors = {arm: self._errors(control, denoiser, features[arm], check) for arm in ARMS}

@@ -89,7 +89,7 @@ class Trainer:
         self.inner = Denoiser(control, denoiser)
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
         self.device = control.device
-        self.precision = choose_precision(settings.precision, self.device)
+        self.precision = choose_precision(settings.precision, self.device, next(denoiser.parameters()).dtype)
         self.schedule = schedule.to(self.device)
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
@@ -102,8 +102,6 @@ class Trainer:
                 self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
         elif control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
             self.lent.callback(set_plain_attention(control, denoiser))
-        if settings.precision == "auto" and self.precision == "fp32":
-            self.say("kernels", "this machine computes faster in float32 than in bfloat16, so training does")
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
