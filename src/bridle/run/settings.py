@@ -69,10 +69,10 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     if force or not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
-    decided = newest_precision(folder / CHECKPOINTS)
-    for table in (before, now):
-        if table[PRECISION] == "auto":  # what it was decided to be when the run began stays
-            table[PRECISION] = decided
+    if before[PRECISION] != now[PRECISION] and "auto" in (before[PRECISION], now[PRECISION]):
+        decided = newest_precision(folder / CHECKPOINTS)  # what "auto" was when the run began stays
+        for table in (before, now):
+            table[PRECISION] = decided if table[PRECISION] == "auto" else table[PRECISION]
     fixed = [key for key in now if key not in FREE and not key.startswith(FREE_TABLES)]
     changed = [f"{key} was {before[key]}, is {now[key]}" for key in fixed if before[key] != now[key]]
     if changed:
