@@ -220,9 +220,13 @@ def test_what_is_wrong_with_the_base_is_said_in_one_line(settings: RunSettings) 
         worker.measure(replace(settings, base="nowhere"), "connected", FREE_BYTES)
 
 
-def test_a_machine_that_is_faster_in_float32_keeps_the_base_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_float32_is_faster_the_base_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the last rung: better slow than not at all."""
     monkeypatch.setattr(plan, "choose_precision", lambda wanted, device: "fp32")
-    assert {rung.base_weights for rung in ladder(settings_for())} == {"fp32"}
+    *before, last = ladder(settings_for())
+    assert {rung.base_weights for rung in before} == {"fp32"}
+    assert last == replace(before[-1], base_weights="bf16")
+    assert {rung.base_weights for rung in ladder(settings_for(precision="fp32"))} == {"fp32"}
 
 
 def test_what_is_measured_ends_for_want_of_memory_alone() -> None:

@@ -161,12 +161,13 @@ def ladder(settings: RunSettings) -> list[Plan]:
     train, machine = settings.train, settings.machine
     as_set = with_batch(plan_of(settings), train.effective_batch)
     # What is trained keeps float32: in bfloat16 most updates would be rounded away.
+    halved = machine.base_weights if train.precision == "fp32" or unlocks(train) else "bf16"
     device = torch.device("cpu" if on_cpu(settings) else "cuda")
-    locked = choose_precision(train.precision, device) == "bf16" and not unlocks(train)
-    cheap = replace(as_set, offload=True, drawn=1, base_weights="bf16" if locked else machine.base_weights)
+    pays = choose_precision(train.precision, device) == "bf16"  # else computing takes long with such a base
+    cheap = replace(as_set, offload=True, drawn=1, base_weights=halved if pays else machine.base_weights)
     small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
-    again = replace(cheap, gradient_checkpointing=True)
-    return list(dict.fromkeys([as_set, cheap, small, again, replace(small, gradient_checkpointing=True)]))
+    again, both = (replace(rung, gradient_checkpointing=True) for rung in (cheap, small))
+    return list(dict.fromkeys([as_set, cheap, small, again, both, replace(both, base_weights=halved)]))
 
 
 def shown(settings: RunSettings, console: Console) -> Measure:
