@@ -13,7 +13,7 @@ from test_parallel import run_ranks
 
 from bridle.cache.store import Cache
 from bridle.control.control import Control
-from bridle.train import checkpoint, watch
+from bridle.train import checkpoint, loop, watch
 from bridle.train.draws import ids_of_step
 from bridle.train.log import read_rows
 from bridle.train.loop import CHECKPOINTS, Hands, train
@@ -46,12 +46,14 @@ def go(
     folder: Path,
     kind: Any = "ddp",
     on_step: Callable[[World, int], None] = lambda world, step: None,
+    **changes: Any,
 ) -> Facts:
     """Train, or go on. Returns: what this rank did.
 
     Args:
         pairs: folder of the cache.
         on_step: called after every step.
+        changes: to the settings.
     """
     seen: Facts = {"save": [], "best": [], "preview": [], "ids": {}, "said": []}
 
@@ -62,7 +64,7 @@ def go(
         progress=lambda step, row: on_step(world, step),
         say=seen["said"].append,
     )
-    base, cache, settings = tiny.make_base(), Cache.open(pairs), TrainSettings(**VALUES)
+    base, cache, settings = tiny.make_base(), Cache.open(pairs), TrainSettings(**VALUES | changes)
     torch.manual_seed(0)
     control = Control.from_base(base.pipeline)
     probing, machine = ProbeSettings(every=3, pairs=2), MachineSettings(parallel=kind)
@@ -165,6 +167,19 @@ def test_a_run_is_handed_from_ddp_to_fsdp_to_one_process(cache: Cache, alone: Pa
         check_order(ranks, cache)
     assert go(ALONE, cache.folder, tmp_path)["finished"]
     check_run(tmp_path, alone)
+
+
+def go_undecided(world: World, pairs: Path, folder: Path) -> Facts:
+    """On machines of which the first alone is faster in float32; in bfloat16 these pictures would be refused."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "choose_precision", lambda *_: "fp32" if world.main else "bf16")
+        return go(world, pairs, folder, precision="auto")
+
+
+def test_all_processes_compute_in_what_the_first_one_is_faster_in(cache: Cache, alone: Path, tmp_path: Path) -> None:
+    assert all(rank["finished"] for rank in run_ranks(2, go_undecided, cache.folder, tmp_path))
+    assert checkpoint.newest_precision(tmp_path / CHECKPOINTS) == "fp32"
+    assert alike(tmp_path, alone)
 
 
 @pytest.mark.slow
