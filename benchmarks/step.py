@@ -36,6 +36,7 @@ def serve(args: argparse.Namespace) -> None:
     from peer import Batch, Models, Peer
 
     from bridle.base.load import pick_device
+    from bridle.kernels.precision import TYPES
     from bridle.train.memory import peak_memory_bytes
 
     torch.set_num_threads(args.threads)
@@ -43,8 +44,7 @@ def serve(args: argparse.Namespace) -> None:
     on_gpu = device.type == "cuda"
     models = getattr(Models, args.size)().to(device)
     batch = Batch.random(models, args.batch, args.latents).to(device)
-    compute_type = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.precision]
-    side: Any = Peer(models, args.encode, compute_type) if args.side == "peer" else ours(models, batch, args)
+    side: Any = Peer(models, args.encode, TYPES[args.precision]) if args.side == "peer" else ours(models, batch, args)
     wait = torch.cuda.synchronize if on_gpu else lambda: None  # a GPU works on after a call returned
     name = torch.cuda.get_device_name(device) if on_gpu else "cpu"
     print(json.dumps({"device": device.type, "device_name": name}), flush=True)

@@ -180,8 +180,8 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], name: str) -> Any:
     try:
         return _convert(value, kinds[-1], name)
     except ConfigError:
-        if any(map(dataclasses.is_dataclass, kinds)):
-            raise
+        if not all(kind in _EXPECTED or get_origin(kind) is Literal for kind in kinds):
+            raise  # it says more: which setting of a table, how many values of an array
         expected = " or ".join(map(_expected, sorted(kinds, key=lambda kind: get_origin(kind) is Literal)))
         raise ConfigError(f"setting {name} is {value!r}; expected {expected}") from None
 

@@ -164,9 +164,10 @@ class _Run:
         if settings.precision != "auto":
             return settings
         began = checkpoint.newest_precision(self.folder / CHECKPOINTS)
-        faster = choose_precision(settings.precision, control.device, next(self.denoiser.parameters()).dtype)
-        precision = gather(began or faster, self.world)[0]
-        if precision == "fp32":
+        weights = next(self.denoiser.parameters()).dtype
+        mine = began or choose_precision(settings.precision, control.device, weights)
+        precision = gather(mine, self.world)[0]
+        if precision == "fp32" and began is None:
             self._tell("kernels", "this machine computes faster in float32 than in bfloat16, so training does")
         return replace(settings, precision=precision)
 
