@@ -20,13 +20,14 @@ from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridle.atomic import write_text
 from bridle.base.load import load_base
 from bridle.control.control import Control, Links
-from bridle.train.denoiser import set_plain_attention
+from bridle.kernels.attention import set_processors
 from bridle.train.lighten import lighten_decoder
 
 MIB = 2**20
@@ -73,7 +74,7 @@ class Bench:
         self.unet = unet.requires_grad_(False).eval()
         self.control = Control.from_base(self.unet).float()
         if plain_attention:
-            set_plain_attention(self.control, self.unet)
+            set_processors((self.control, self.unet), lambda attention: AttnProcessor())
         self.average = copy.deepcopy(self.control).requires_grad_(False)
         self.optimizer = torch.optim.AdamW(self.control.parameters(), lr=1e-5, fused=True)
         self.batch, pixels = batch, width * self.control.size_factor

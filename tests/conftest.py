@@ -52,9 +52,9 @@ def _refuse_unless_loopback(host: str | bytes | None) -> None:
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a process that CC=false started: no compiled loops, and nothing chosen or kept with them."""
-    from bridle.kernels import choice, native, tiles
+    from bridle.kernels import choice, native, tiles, winograd
 
-    found = (native.library, tiles.library, choice.machine, choice._kept)
+    found = (native.library, tiles.library, winograd.library, choice.machine, choice._kept)
     monkeypatch.setenv("CC", "false")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-compiler"))
     monkeypatch.setattr(choice, "CHOSEN", {})

@@ -1,5 +1,6 @@
-"""Every way to compute a convolution gives what PyTorch gives in float32, within bfloat16's rounding."""
+"""Every way to compute a convolution gives what PyTorch gives in float64, within the rounding of its type."""
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from bridle.kernels import conv as kernels
 from bridle.kernels import outer
 from bridle.kernels.packed import packs
 
-LAST = torch.channels_last
+BF16, LAST = torch.bfloat16, torch.channels_last
+OFF = {BF16: 0.006, torch.float32: 2e-6}
 SHAPES = [
     # in, out, size, kernel, stride, padding
     (16, 24, 8, 3, 1, 1),
@@ -24,66 +26,75 @@ SHAPES = [
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    return ((found.float() - expected).norm() / expected.norm()).item()
+    return ((found.double() - expected).norm() / expected.norm()).item()
 
 
 class Case:
-    """A convolution, an input, and what autograd gives in float32."""
+    """A convolution, an input, and what autograd gives in float64."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    def __init__(self, shape: tuple[int, ...], kind: torch.dtype = BF16) -> None:
         channels, out, size, kernel, stride, padding = shape
         torch.manual_seed(0)
         self.conv = nn.Conv2d(channels, out, kernel, stride, padding).to(memory_format=LAST)
         self.spec = kernels.Spec(self.conv)
-        hidden = torch.randn(3, channels, size, size, requires_grad=True)
-        self.output = self.conv(hidden)
-        gradient = torch.randn_like(self.output)
-        self.for_input, self.for_weight = torch.autograd.grad(self.output, (hidden, self.conv.weight), gradient)
-        self.hidden = hidden.detach().bfloat16().to(memory_format=LAST)
-        self.gradient = gradient.bfloat16().to(memory_format=LAST)
-        self.size = size
+        exact = copy.deepcopy(self.conv).double()
+        hidden = torch.randn(3, channels, size, size, dtype=torch.float64).to(kind).double().requires_grad_()
+        self.output = exact(hidden)
+        gradient = torch.randn_like(self.output).to(kind).double()
+        self.for_input, self.for_weight = torch.autograd.grad(self.output, (hidden, exact.weight), gradient)
+        self.hidden = hidden.detach().to(kind).to(memory_format=LAST)
+        self.gradient = gradient.to(kind).to(memory_format=LAST)
+        self.size, self.kind = size, kind
 
     def by(self, what: str, name: str, *args: Any) -> Tensor:
         way = {"forward": kernels.FORWARD, "input": kernels.INPUT}[what][name]
-        if way.packs and not packs():
-            pytest.skip("this processor or PyTorch cannot pack")
-        form = way.form(self.conv.weight.detach().bfloat16(), self.spec, args[0].shape)
+        if way.packs and not (self.kind is BF16 and packs()):
+            pytest.skip("this processor, PyTorch or type is not packed for")
+        if way.planes and not kernels.exact(self.spec, args[0]):
+            pytest.skip("not a convolution, or not the precision, for Winograd's way")
+        form = way.form(self.conv.weight.detach().to(self.kind), self.spec, args[0].shape)
         return way.compute(args[0], form, self.spec, *args[1:])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", kernels.FORWARD)
-def test_forward(shape: tuple[int, ...], name: str) -> None:
-    case = Case(shape)
-    assert deviation(case.by("forward", name, case.hidden), case.output) < 0.006
+@pytest.mark.parametrize("kind", OFF)
+def test_forward(shape: tuple[int, ...], name: str, kind: torch.dtype) -> None:
+    case = Case(shape, kind)
+    assert deviation(case.by("forward", name, case.hidden), case.output) < OFF[kind]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", kernels.INPUT)
-def test_gradient_of_the_input(shape: tuple[int, ...], name: str) -> None:
+@pytest.mark.parametrize("kind", OFF)
+def test_gradient_of_the_input(shape: tuple[int, ...], name: str, kind: torch.dtype) -> None:
     if shape[4] > 1 and not kernels.INPUT[name].strides:
         pytest.skip("a strided convolution's transpose is none")
-    case = Case(shape)
+    case = Case(shape, kind)
     found = case.by("input", name, case.gradient, case.size, case.size)
     assert found.shape == case.for_input.shape
-    assert deviation(found, case.for_input) < 0.006
+    assert deviation(found, case.for_input) < OFF[kind]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", kernels.WEIGHT_WAYS)
-def test_gradient_of_the_weight(shape: tuple[int, ...], name: str) -> None:
-    case = Case(shape)
+@pytest.mark.parametrize("kind", OFF)
+def test_gradient_of_the_weight(shape: tuple[int, ...], name: str, kind: torch.dtype) -> None:
+    case = Case(shape, kind)
+    if name == "winograd" and not kernels.exact(case.spec, case.hidden):
+        pytest.skip("not a convolution, or not the precision, for Winograd's way")
     found = kernels.WEIGHT_WAYS[name](case.gradient, case.hidden, case.spec)
-    assert deviation(found, case.for_weight) < 0.006
+    assert deviation(found, case.for_weight) < OFF[kind]
 
 
 @pytest.mark.parametrize("name", kernels.INPUT)
-def test_only_the_wanted_channels_get_a_gradient(name: str) -> None:
-    case = Case(SHAPES[0])
+@pytest.mark.parametrize("kind", OFF)
+def test_only_the_wanted_channels_get_a_gradient(name: str, kind: torch.dtype) -> None:
+    case = Case(SHAPES[0], kind)
     case.spec.channels = 5
     found = case.by("input", name, case.gradient, case.size, case.size)
     assert found.shape[1] == 5
-    assert deviation(found, case.for_input[:, :5]) < 0.006
+    assert deviation(found, case.for_input[:, :5]) < OFF[kind]
 
 
 @pytest.mark.parametrize(

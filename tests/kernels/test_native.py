@@ -86,7 +86,7 @@ def test_neighbourhoods_are_those_that_pytorch_gathers(convolved: tuple[int, int
     kernel, stride, padding = convolved
     found, size = patches.gather(hidden, *convolved)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native, "library", lambda: None)
+        patch.setattr(native, "library", lambda kind: None)
         expected, same = patches.gather(hidden, *convolved)
         said = torch.randn_like(expected).view(*size, kernel, kernel, -1)
         told = patches.scatter(said, 9, 12, 13, stride, padding)

@@ -1,1 +1,1 @@
-"""The same arithmetic, faster: bfloat16 on a CPU. The modules' own code stays the reference; see `quicken`."""
+"""The same arithmetic, faster, on a CPU. The modules' own code stays the reference; see `quicken`."""

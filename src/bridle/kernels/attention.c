@@ -4,7 +4,7 @@
    Scores lie turned: rows are keys, columns are queries. What belongs to a query, its maximum, its sum, its level, is
    then one lane of a vector, and nothing is summed across one. All products are of one kind, `multiply`. */
 
-#include "bf16.h"
+#include "numbers.h"
 
 #ifdef __AMXBF16__
 #define __AMX_BF16__ /* as older clangs call it */

@@ -1,10 +1,10 @@
-"""Attention in bfloat16 by the way that is fastest for its shape, forward and backward together.
+"""Attention on a CPU by the way that is fastest for its shape, forward and backward together.
 
 PyTorch's flash attention keeps no probabilities and is good forward; its backward pass on a CPU runs at a tenth of the
 rate of matrix products. Where one side is short (captions, small latents), keeping the probabilities is faster. On
-processors with matrix tiles (Intel AMX), a kernel of our own (`attention.c`) does both passes. On others, where both
-sides are long, probabilities are computed again in the backward pass, some rows of one head at a time, with loops of
-our own between the products; with PyTorch's own softmax that was slower than flash.
+processors with matrix tiles (Intel AMX), a kernel of our own (`attention.c`) does both passes in bfloat16. Elsewhere,
+where both sides are long, probabilities are computed again in the backward pass, some rows of one head at a time, with
+loops of our own between the products; with PyTorch's own softmax that was slower than flash.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from bridle.kernels import native, tiles
 from bridle.kernels.choice import pick
 from bridle.kernels.stand_in import Undo
-from bridle.kernels.working import BF16, computes_bf16
+from bridle.kernels.working import BF16, computed_in
 
 ROWS = 512  # whose probabilities are computed again at once
 KEPT = 2**24  # probabilities beyond which keeping them is not even tried
@@ -69,7 +69,7 @@ class Attend:
         self, attn: Any, hidden: Tensor, encoder_hidden_states: Tensor | None = None, *args: Any, **kwargs: Any
     ) -> Tensor:
         masked = any(value is not None for value in (*args, *kwargs.values()))
-        if masked or hidden.ndim != 3 or not computes_bf16(hidden):
+        if masked or hidden.ndim != 3 or computed_in(hidden) is None:
             given: Tensor = self.before(attn, hidden, encoder_hidden_states, *args, **kwargs)
             return given
         text = hidden if encoder_hidden_states is None else encoder_hidden_states
@@ -85,7 +85,8 @@ class Attend:
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k / sqrt(D)) v. Args: query: [B, heads, L, D]; key, value: [B, heads, S, D]. Returns: as the query."""
     parts = query, key, value
-    if any(part.dtype is not BF16 for part in parts):
+    kind = query.dtype
+    if kind not in native.KINDS or any(part.dtype is not kind for part in parts):
         return flash(*parts)
     wanted = [torch.is_grad_enabled() and part.requires_grad for part in parts]
     learns, by_tiles = any(wanted), tiles.fits(*parts)
@@ -103,11 +104,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     def ways() -> dict[str, Any]:
         few = query[..., 0].numel() * key.shape[2] <= KEPT
-        compiles = learns and native.library() is not None
+        compiles = learns and native.library(kind) is not None
         names = ["flash", *["kept"] * few, *["again"] * compiles, *["tiled"] * by_tiles]
         return {name: timed(name) for name in names}
 
-    return WAYS[pick(("attend", *query.shape, key.shape[2], *wanted, "tiles" * by_tiles), ways)](query, key, value)
+    shape = *query.shape, key.shape[2], *wanted, kind, "tiles" * by_tiles
+    return WAYS[pick(("attend", *shape), ways)](query, key, value)
 
 
 def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

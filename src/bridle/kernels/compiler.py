@@ -20,7 +20,7 @@ from bridle.atomic import write_with
 from bridle.kernels.machine import cache_folder, instructions, processor
 
 SOURCES = Path(__file__).parent
-HEADER = "bf16.h"
+HEADER = "numbers.h"
 COMPILERS = ("cc", "gcc", "clang")
 PATIENCE_S = 120.0
 # Sums may be reordered and products fused, or loops would not become ones of vectors; infinities and NaN stay such.
@@ -37,12 +37,17 @@ FLAGS = (
 )
 
 
-def load(source: str) -> ctypes.CDLL | None:
-    """The functions of one of our files of C; None where this machine has no compiler for them."""
+def load(source: str, *defined: str) -> ctypes.CDLL | None:
+    """The functions of one of our files of C; None where this machine has no compiler for them.
+
+    Args:
+        defined: names that are defined for the compiler.
+    """
+    exactly = [*EXACTLY, *(f"-D{name}" for name in defined)]
     for compiler in compilers():
         for flags in FLAGS:
             with suppress(OSError, subprocess.SubprocessError):
-                return ctypes.CDLL(str(compiled(SOURCES / source, compiler, [*EXACTLY, *flags])))
+                return ctypes.CDLL(str(compiled(SOURCES / source, compiler, [*exactly, *flags])))
     return None
 
 

@@ -1,8 +1,8 @@
-"""Convolutions in bfloat16, channels last: each of three products by the way that is fastest for its shape.
+"""Convolutions with channels last: each of three products by the way that is fastest for its shape.
 
 oneDNN is the best there is for many shapes and collapses for some: the weight gradient of 3x3 convolutions over few
 pixels is 5 to 25 times faster as a matrix product over gathered neighbourhoods, the input gradient of a locked one as a
-forward convolution with turned weights.
+forward convolution with turned weights. In float32 a 3x3 one can do with a quarter of the multiplications (`winograd`).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,15 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from bridle.kernels import winograd
 from bridle.kernels.choice import pick
 from bridle.kernels.outer import outer
 from bridle.kernels.packed import convolve_packed, multiply_packed, pack_filters, pack_rows, packs
 from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
-from bridle.kernels.working import BF16, Layer, gradient_type, sum_rows
+from bridle.kernels.working import BF16, Layer, gradient_type, identity, sum_rows
+
+MOST_KEPT = 2**22  # numbers in a form of a float32 weight beyond which it is made anew every time: 16 MiB
+PLANES_A_WEIGHT = winograd.PLANES // 9
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -30,8 +34,8 @@ def fits(conv: nn.Conv2d) -> bool:
 
 
 def convolve(spec: "Spec", hidden: Tensor) -> Tensor:
-    """Stands in for a convolution's `forward`: [B, C, H, W] to [B, D, H', W'], bfloat16, channels last."""
-    hidden = hidden.to(BF16).contiguous(memory_format=LAST)
+    """Stands in for a convolution's `forward`: [B, C, H, W] to [B, D, H', W'], channels last, in the input's type."""
+    hidden = hidden.contiguous(memory_format=LAST)
     weight = spec.conv.weight
     if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
         return forward(hidden, spec)
@@ -98,6 +102,14 @@ def packed_turned_rows(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
     return pack_rows(turned_rows(weight, spec, shape), shape[0] * shape[2] * shape[3])
 
 
+def planes(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return winograd.form(weight)
+
+
+def turned_planes(weight: Tensor, spec: Spec, shape: torch.Size) -> Tensor:
+    return winograd.form(turned(weight, spec, shape))
+
+
 Form = Callable[[Tensor, Spec, torch.Size], Tensor]
 
 
@@ -105,21 +117,25 @@ Form = Callable[[Tensor, Spec, torch.Size], Tensor]
 
 
 def forward_direct(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
-    return F.conv2d(hidden, weight, spec.bias(), spec.stride, spec.padding)
+    return F.conv2d(hidden, weight, spec.bias(hidden.dtype), spec.stride, spec.padding)
 
 
 def forward_product(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
     gathered, size = gather(hidden, spec.kernel, spec.stride, spec.padding)
-    return spread(F.linear(gathered, weight, spec.bias()), size)
+    return spread(F.linear(gathered, weight, spec.bias(hidden.dtype)), size)
 
 
 def forward_packed(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
-    return convolve_packed(hidden, weight, spec.bias(), spec.stride, spec.padding)
+    return convolve_packed(hidden, weight, spec.bias(hidden.dtype), spec.stride, spec.padding)
 
 
 def forward_packed_product(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
     gathered, size = gather(hidden, spec.kernel, spec.stride, spec.padding)
-    return spread(multiply_packed(gathered, weight, spec.bias()), size)
+    return spread(multiply_packed(gathered, weight, spec.bias(hidden.dtype)), size)
+
+
+def forward_winograd(hidden: Tensor, weight: Tensor, spec: Spec) -> Tensor:
+    return winograd.forward(hidden, weight, spec.bias(hidden.dtype))
 
 
 def forward(hidden: Tensor, spec: Spec) -> Tensor:
@@ -165,6 +181,10 @@ def input_packed_product(gradient: Tensor, weight: Tensor, spec: Spec, height: i
     return spread(multiply_packed(gathered, weight, None), size)
 
 
+def input_winograd(gradient: Tensor, weight: Tensor, spec: Spec, height: int, width: int) -> Tensor:
+    return winograd.forward(gradient, weight, None)
+
+
 def input_gradient(gradient: Tensor, shape: torch.Size, spec: Spec) -> Tensor:
     """[B, D, H', W'] to the gradient of the input, [B, C, H, W]."""
     found = run(INPUT, spec, gradient, shape[2], shape[3])
@@ -189,7 +209,11 @@ def weight_product(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
     return found.view(len(found), spec.kernel, spec.kernel, -1).permute(0, 3, 1, 2)
 
 
-WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product}
+def weight_winograd(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
+    return winograd.weight_gradient(gradient, hidden)
+
+
+WEIGHT_WAYS = {"direct": weight_direct, "product": weight_product, "winograd": weight_winograd}
 
 
 def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
@@ -202,10 +226,10 @@ def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
         return found.to(gradient_type(weight), memory_format=order)
 
     def timed() -> dict[str, Any]:
-        names = WEIGHT_WAYS if gathers(hidden, spec.kernel) else ("direct",)
+        names = ["direct", *["product"] * gathers(hidden, spec.kernel), *["winograd"] * exact(spec, hidden)]
         return {name: lambda name=name: in_full(WEIGHT_WAYS[name]) for name in names}
 
-    return in_full(WEIGHT_WAYS[pick(("weight", *spec.numbers, *hidden.shape), timed)])
+    return in_full(WEIGHT_WAYS[pick(("weight", *spec.numbers, *hidden.shape, hidden.dtype), timed)])
 
 
 # --- what they share
@@ -220,6 +244,7 @@ class Way:
     gathers: bool = False  # it reads neighbourhoods as rows
     packs: bool = False  # it is worth its form only where that is made once
     strides: bool = True  # it knows strides beyond 1
+    planes: bool = False  # it computes by Winograd's planes, four times as many as there are weights
 
 
 FORWARD: dict[str, Way] = {
@@ -227,6 +252,7 @@ FORWARD: dict[str, Way] = {
     "product": Way(forward_product, rows, gathers=True),
     "packed": Way(forward_packed, packed, packs=True),
     "packed_product": Way(forward_packed_product, packed_rows, gathers=True, packs=True),
+    "winograd": Way(forward_winograd, planes, planes=True),
 }
 INPUT: dict[str, Way] = {
     "direct": Way(input_direct, last),
@@ -235,42 +261,64 @@ INPUT: dict[str, Way] = {
     "product": Way(input_product, turned_rows, gathers=True, strides=False),
     "packed": Way(input_packed, packed_turned, packs=True, strides=False),
     "packed_product": Way(input_packed_product, packed_turned_rows, gathers=True, packs=True, strides=False),
+    "winograd": Way(input_winograd, turned_planes, planes=True),
 }
 
 
 def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor:
-    """By the fastest of the ways; a trained weight's form is made anew at every step, so it is timed as well."""
-    trained = spec.trained
+    """By the fastest of the ways; a form that is made anew every time is timed as well."""
+    what, kind = "forward" if ways is FORWARD else "input", hidden.dtype
+
+    def form(name: str) -> Tensor:
+        """Trained weights' too are kept until the next step, but for those that are larger than the weight."""
+
+        def make(weight: Tensor) -> Tensor:
+            return ways[name].form(weight, spec, hidden.shape)
+
+        if keeps(ways[name], spec, kind) or (spec.trained and not ways[name].planes):
+            return spec.form(f"{what} {name} {spec.channels}", make, kind)
+        return make(spec.form("cast", identity, kind))
 
     def timed() -> dict[str, Any]:
-        weight, found = spec.conv.weight.detach(), {}
+        weight, found = spec.conv.weight.detach().to(kind), {}
         for name in able(ways, spec, hidden):
             way = ways[name]
-            made = way.form(weight.to(BF16), spec, hidden.shape)
+            made = way.form(weight, spec, hidden.shape) if keeps(way, spec, kind) else None
 
-            def once(way: Way = way, made: Tensor = made) -> Tensor:
-                form = way.form(weight.to(BF16), spec, hidden.shape) if trained else made
+            def once(way: Way = way, made: Tensor | None = made) -> Tensor:
+                form = way.form(weight, spec, hidden.shape) if made is None else made
                 return way.compute(hidden, form, spec, *sizes)
 
             found[name] = once
         return found
 
-    what = "forward" if ways is FORWARD else "input"
-    name = pick((what, *spec.numbers, *hidden.shape, spec.channels, trained), timed)
-    way = ways[name]
-    form = spec.form(f"{what} {name} {spec.channels}", lambda weight: way.form(weight, spec, hidden.shape))
-    return way.compute(hidden, form, spec, *sizes)
+    name = pick((what, *spec.numbers, *hidden.shape, spec.channels, spec.trained, kind), timed)
+    return ways[name].compute(hidden, form(name), spec, *sizes)
+
+
+def keeps(way: Way, spec: Spec, kind: torch.dtype) -> bool:
+    """Whether the weight's form lasts: float32 ones only where small, or the weights would lie in memory twice."""
+    times = PLANES_A_WEIGHT if way.planes else 1
+    return not spec.trained and (kind is BF16 or spec.conv.weight.numel() * times <= MOST_KEPT)
 
 
 def able(ways: dict[str, Way], spec: Spec, hidden: Tensor) -> Sequence[str]:
     """The names of the ways that such a convolution can be computed by."""
-    small, packable = gathers(hidden, spec.kernel), not spec.trained and packs()
+    small, packable = gathers(hidden, spec.kernel), not spec.trained and hidden.dtype is BF16 and packs()
     found = [
         name
         for name, way in ways.items()
-        if (small or not way.gathers) and (packable or not way.packs) and (spec.stride == 1 or way.strides)
+        if (small or not way.gathers)
+        and (packable or not way.packs)
+        and (spec.stride == 1 or way.strides)
+        and (not way.planes or exact(spec, hidden))
     ]
     return [name for name in found if PACKED.get(name) not in found]
+
+
+def exact(spec: Spec, hidden: Tensor) -> bool:
+    """Whether Winograd's way is one: it rounds too much for less than float32."""
+    return hidden.dtype is torch.float32 and winograd.fits(spec.kernel, spec.stride, spec.padding)
 
 
 # What computes the same with a weight that oneDNN need not rearrange first: there is nothing to measure.
@@ -282,7 +330,7 @@ class Conv(Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, spec: Spec) -> Any:
-        ctx.spec, ctx.shape = spec, hidden.shape
+        ctx.spec, ctx.shape, ctx.kind = spec, hidden.shape, hidden.dtype
         ctx.save_for_backward(hidden if weight.requires_grad else None)
         return forward(hidden, spec)
 
@@ -290,7 +338,7 @@ class Conv(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (hidden,), spec = ctx.saved_tensors, ctx.spec
-        gradient = gradient.to(BF16).contiguous(memory_format=LAST)
+        gradient = gradient.to(ctx.kind).contiguous(memory_format=LAST)
         for_hidden = for_weight = for_bias = None
         if ctx.needs_input_grad[0]:
             for_hidden = input_gradient(gradient, ctx.shape, spec)

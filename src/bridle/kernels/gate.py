@@ -9,12 +9,11 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from bridle.kernels import native
-from bridle.kernels.working import BF16
 
 
 def gate(module: GEGLU, hidden: Tensor) -> Tensor:
-    """Stands in for the module's `forward`: [..., C] to [..., D], bfloat16."""
-    projected = module.proj(hidden).to(BF16).contiguous()
+    """Stands in for the module's `forward`: [..., C] to [..., D], in the input's type."""
+    projected = module.proj(hidden).to(hidden.dtype).contiguous()
     output: Tensor = Gate.apply(projected) if torch.is_grad_enabled() else native.geglu(projected)
     return output
 
@@ -31,4 +30,4 @@ class Gate(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (projected,) = ctx.saved_tensors
-        return native.geglu_backward(gradient.to(BF16).contiguous(), projected)
+        return native.geglu_backward(gradient.to(projected.dtype).contiguous(), projected)

@@ -15,7 +15,7 @@ from bridle.kernels.working import BF16, Form, Layer, gradient_type, identity, s
 
 def project(layer: Layer, hidden: Tensor) -> Tensor:
     """Stands in for a linear layer's `forward`: [..., C] to [..., D], bfloat16."""
-    hidden, linear = hidden.to(BF16), layer.module
+    linear = layer.module
     if not torch.is_grad_enabled() or not (hidden.requires_grad or linear.weight.requires_grad):
         return forward(hidden, layer)
     output: Tensor = Linear.apply(hidden, linear.weight, linear.bias, layer)

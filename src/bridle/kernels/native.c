@@ -1,13 +1,12 @@
-/* What a training step does between its matrix products, in bfloat16 on a CPU, where PyTorch takes longer.
+/* What a training step does between its matrix products, on a CPU, where PyTorch takes longer.
 
-   Features are rows: [rows, channels], channels next to each other, bfloat16. Every function computes in float32.
-   Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's number of threads, whose OpenMP library
-   this is linked to. */
+   Features are rows: [rows, channels], channels next to each other; what they are, numbers.h says. Every function computes
+   in float32. Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's number of threads, whose OpenMP
+   library this is linked to. */
 
-#include "bf16.h"
+#include "numbers.h"
 
 #define EACH _Pragma("omp simd")
-#define SHARED(threads) PRAGMA(omp parallel for num_threads(threads) schedule(static))
 #define BLOCK 512     /* elements that stay in the fastest cache between two loops */
 #define CHANNELS 4096 /* the most that a function sums at once; of a normalisation, two groups have no more */
 #define PARALLEL 8192 /* elements below which threads cost more than they give */
@@ -39,11 +38,11 @@ static inline float error_function(float x, float gauss) {
 
 /* [rows, 2 * width] to [rows, width]: the first half times the GELU of the second. Rounded wherever PyTorch's own
    steps would: with one rounding alone, a control's first losses were up to 1% away from the plain path's. */
-void geglu(const bf16 *x, bf16 *y, size rows, size width, int threads) {
+void geglu(const number *x, number *y, size rows, size width, int threads) {
     SHARED(few(threads, rows * width))
     for (size row = 0; row < rows; row++) {
-        const bf16 *value = x + 2 * row * width, *gate = value + width;
-        bf16 *out = y + row * width;
+        const number *value = x + 2 * row * width, *gate = value + width;
+        number *out = y + row * width;
         EACH for (size i = 0; i < width; i++) {
             float v = up(gate[i]), gauss = exponential(-0.5f * v * v);
             float open = up(down(v * 0.5f * (1.f + error_function(v * 0.707106781f, gauss))));
@@ -52,11 +51,11 @@ void geglu(const bf16 *x, bf16 *y, size rows, size width, int threads) {
     }
 }
 
-void geglu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size rows, size width, int threads) {
+void geglu_backward(const number *g, const number *x, number *dx, size rows, size width, int threads) {
     SHARED(few(threads, rows * width))
     for (size row = 0; row < rows; row++) {
-        const bf16 *value = x + 2 * row * width, *gate = value + width, *given = g + row * width;
-        bf16 *to_value = dx + 2 * row * width, *to_gate = to_value + width;
+        const number *value = x + 2 * row * width, *gate = value + width, *given = g + row * width;
+        number *to_value = dx + 2 * row * width, *to_gate = to_value + width;
         EACH for (size i = 0; i < width; i++) {
             float v = up(gate[i]), gauss = exponential(-0.5f * v * v), pull = up(given[i]);
             float below = 0.5f * (1.f + error_function(v * 0.707106781f, gauss));
@@ -70,22 +69,22 @@ void geglu_backward(const bf16 *g, const bf16 *x, bf16 *dx, size rows, size widt
 
 /* In place of scores: e^(scale * score - level of the row), which are probabilities where the level is the log of the
    sum of e^(scale * score). */
-void chances(bf16 *scores, const float *level, size rows, size width, float scale, int threads) {
+void chances(number *scores, const float *level, size rows, size width, float scale, int threads) {
     SHARED(few(threads, rows * width))
     for (size row = 0; row < rows; row++) {
-        bf16 *at = scores + row * width;
+        number *at = scores + row * width;
         EACH for (size i = 0; i < width; i++) at[i] = down(exponential(up(at[i]) * scale - level[row]));
     }
 }
 
 /* In place of the probabilities' gradient: that of the scores. drift: of each row, the sum of the probabilities times
    their gradient. */
-void chances_backward(const bf16 *chance, bf16 *gradient, const float *drift, size rows, size width, float scale,
+void chances_backward(const number *chance, number *gradient, const float *drift, size rows, size width, float scale,
                       int threads) {
     SHARED(few(threads, rows * width))
     for (size row = 0; row < rows; row++) {
-        const bf16 *p = chance + row * width;
-        bf16 *at = gradient + row * width;
+        const number *p = chance + row * width;
+        number *at = gradient + row * width;
         EACH for (size i = 0; i < width; i++) at[i] = down(up(p[i]) * (up(at[i]) - drift[row]) * scale);
     }
 }
@@ -111,81 +110,102 @@ static inline size parts_of(size batch, size channels, size groups, int threads)
     return parts;
 }
 
-void group_norm(const bf16 *x, const float *weight, const float *bias, bf16 *y, float *mean, float *inverse,
+/* Sums are about the first pixel, or those of squares would cancel where what varies is small beside the mean. */
+void group_norm(const number *x, const float *weight, const float *bias, number *y, float *mean, float *inverse,
                size batch, size pixels, size channels, size groups, float eps, int threads) {
     size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
     SHARED(few(threads, batch * pixels * channels))
     for (size unit = 0; unit < batch * parts; unit++) {
         Part part = part_of(unit, parts, pixels, channels, groups);
         size from = part.channel, count = part.channels;
-        const bf16 *in = x + part.start;
-        bf16 *out = y + part.start;
-        float sum[CHANNELS] = {0}, square[CHANNELS] = {0}, slope[CHANNELS], level[CHANNELS];
-        for (size p = 0; p < pixels; p++) {
-            const bf16 *row = in + p * channels;
-            EACH for (size c = 0; c < count; c++) {
-                float v = up(row[c]);
-                sum[c] += v;
-                square[c] += v * v;
+        const number *in = x + part.start;
+        number *out = y + part.start;
+        double sum[CHANNELS] = {0}, square[CHANNELS] = {0};
+        float about[CHANNELS], slope[CHANNELS], level[CHANNELS];
+        EACH for (size c = 0; c < count; c++) about[c] = up(in[c]);
+        for (size block = 0; block < pixels; block += BLOCK) {
+            float some[CHANNELS], squares[CHANNELS];
+            memset(some, 0, count * sizeof(float)), memset(squares, 0, count * sizeof(float));
+            for (size p = block; p < least(block + BLOCK, pixels); p++) {
+                const number *row = in + p * channels;
+                EACH for (size c = 0; c < count; c++) {
+                    float v = up(row[c]) - about[c];
+                    some[c] += v;
+                    squares[c] += v * v;
+                }
             }
+            EACH for (size c = 0; c < count; c++) sum[c] += some[c], square[c] += squares[c];
         }
         for (size group = 0; group < part.groups; group++) {
-            double s = 0, q = 0;
-            for (size c = group * wide; c < (group + 1) * wide; c++) s += sum[c], q += square[c];
-            double m = s / (double)(pixels * wide), variance = q / (double)(pixels * wide) - m * m;
-            float r = (float)(1.0 / sqrt((variance < 0 ? 0 : variance) + eps));
+            double m = 0, variance = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) m += about[c] + sum[c] / pixels;
+            m /= wide;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                double own = sum[c] / pixels, off = about[c] + own - m;
+                variance += square[c] / pixels - own * own + off * off;
+            }
+            float r = (float)(1.0 / sqrt((variance < 0 ? 0 : variance / wide) + eps));
             mean[part.group + group] = (float)m;
             inverse[part.group + group] = r;
             for (size c = group * wide; c < (group + 1) * wide; c++) {
                 slope[c] = r * weight[from + c];
-                level[c] = bias[from + c] - (float)m * slope[c];
+                level[c] = bias[from + c];
+                about[c] = (float)m;
             }
         }
         for (size p = 0; p < pixels; p++) {
-            const bf16 *row = in + p * channels;
-            bf16 *to = out + p * channels;
-            EACH for (size c = 0; c < count; c++) to[c] = down(up(row[c]) * slope[c] + level[c]);
+            const number *row = in + p * channels;
+            number *to = out + p * channels;
+            EACH for (size c = 0; c < count; c++) to[c] = down((up(row[c]) - about[c]) * slope[c] + level[c]);
         }
     }
 }
 
 /* sums, along: [batch, channels], of the gradient, and of it times the normalised input. */
-void group_norm_backward(const bf16 *g, const bf16 *x, const float *weight, const float *mean, const float *inverse,
-                        bf16 *dx, float *sums, float *along, size batch, size pixels, size channels, size groups,
+void group_norm_backward(const number *g, const number *x, const float *weight, const float *mean, const float *inverse,
+                        number *dx, float *sums, float *along, size batch, size pixels, size channels, size groups,
                         int threads) {
     size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
     SHARED(few(threads, batch * pixels * channels))
     for (size unit = 0; unit < batch * parts; unit++) {
         Part part = part_of(unit, parts, pixels, channels, groups);
         size from = part.channel, count = part.channels, start = part.start, sample = unit / parts;
-        float sum[CHANNELS] = {0}, product[CHANNELS] = {0}, pull[CHANNELS], slope[CHANNELS], level[CHANNELS];
-        for (size p = 0; p < pixels; p++) {
-            const bf16 *given = g + start + p * channels, *row = x + start + p * channels;
-            EACH for (size c = 0; c < count; c++) {
-                float v = up(given[c]);
-                sum[c] += v;
-                product[c] += v * up(row[c]);
+        double sum[CHANNELS] = {0}, product[CHANNELS] = {0};
+        float about[CHANNELS], pull[CHANNELS], slope[CHANNELS], level[CHANNELS];
+        for (size c = 0; c < count; c++) about[c] = mean[part.group + c / wide];
+        for (size block = 0; block < pixels; block += BLOCK) {
+            float some[CHANNELS], products[CHANNELS];
+            memset(some, 0, count * sizeof(float)), memset(products, 0, count * sizeof(float));
+            for (size p = block; p < least(block + BLOCK, pixels); p++) {
+                const number *given = g + start + p * channels, *row = x + start + p * channels;
+                EACH for (size c = 0; c < count; c++) {
+                    float v = up(given[c]);
+                    some[c] += v;
+                    products[c] += v * (up(row[c]) - about[c]);
+                }
             }
+            EACH for (size c = 0; c < count; c++) sum[c] += some[c], product[c] += products[c];
         }
         for (size group = 0; group < part.groups; group++) {
-            float m = mean[part.group + group], r = inverse[part.group + group];
-            double s = 0, q = 0;
+            float r = inverse[part.group + group];
+            double s = 0, q = 0, elements = (double)(pixels * wide);
             for (size c = group * wide; c < (group + 1) * wide; c++) {
-                float with = (product[c] - m * sum[c]) * r;
-                sums[sample * channels + from + c] = sum[c];
-                along[sample * channels + from + c] = with;
+                double with = product[c] * r;
+                sums[sample * channels + from + c] = (float)sum[c];
+                along[sample * channels + from + c] = (float)with;
                 s += sum[c] * weight[from + c], q += with * weight[from + c];
             }
-            double number = (double)(pixels * wide);
-            float tilt = (float)(-(double)r * r * q / number), flat = (float)(-r * s / number) - tilt * m;
-            for (size c = group * wide; c < (group + 1) * wide; c++)
-                pull[c] = r * weight[from + c], slope[c] = tilt, level[c] = flat;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                pull[c] = r * weight[from + c];
+                slope[c] = (float)(-(double)r * r * q / elements);
+                level[c] = (float)(-r * s / elements);
+            }
         }
         for (size p = 0; p < pixels; p++) {
-            const bf16 *given = g + start + p * channels, *row = x + start + p * channels;
-            bf16 *to = dx + start + p * channels;
+            const number *given = g + start + p * channels, *row = x + start + p * channels;
+            number *to = dx + start + p * channels;
             EACH for (size c = 0; c < count; c++)
-                to[c] = down(up(given[c]) * pull[c] + up(row[c]) * slope[c] + level[c]);
+                to[c] = down(up(given[c]) * pull[c] + (up(row[c]) - about[c]) * slope[c] + level[c]);
         }
     }
 }
@@ -194,9 +214,9 @@ void group_norm_backward(const bf16 *g, const bf16 *x, const float *weight, cons
 
 /* Every pixel's neighbourhood as a row, zero beyond the edges: [batch, height, width, channels] to
    [batch * down * across, kernel^2 * channels]. */
-void gather(const bf16 *x, bf16 *y, size batch, size height, size width, size channels, size kernel, size stride,
+void gather(const number *x, number *y, size batch, size height, size width, size channels, size kernel, size stride,
             size padding, size down_, size across, int threads) {
-    size bytes = channels * sizeof(bf16);
+    size bytes = channels * sizeof(number);
     SHARED(few(threads, batch * down_ * across * kernel * kernel * channels))
     for (size line = 0; line < batch * down_; line++) {
         size sample = line / down_, top = line % down_ * stride - padding;
@@ -204,13 +224,13 @@ void gather(const bf16 *x, bf16 *y, size batch, size height, size width, size ch
             size left = column * stride - padding;
             size from = left < 0 ? -left : 0, to = least(kernel, width - left);
             for (size k = 0; k < kernel; k++) {
-                bf16 *out = y + ((line * across + column) * kernel + k) * kernel * channels;
+                number *out = y + ((line * across + column) * kernel + k) * kernel * channels;
                 if (top + k < 0 || top + k >= height) {
                     memset(out, 0, kernel * bytes);
                     continue;
                 }
                 if (from > 0) memset(out, 0, from * bytes);
-                const bf16 *in = x + ((sample * height + top + k) * width + left + from) * channels;
+                const number *in = x + ((sample * height + top + k) * width + left + from) * channels;
                 memcpy(out + from * channels, in, (to - from) * bytes);
                 if (to < kernel) memset(out + to * channels, 0, (kernel - to) * bytes);
             }
@@ -219,13 +239,13 @@ void gather(const bf16 *x, bf16 *y, size batch, size height, size width, size ch
 }
 
 /* The transpose of `gather`: what every pixel is told, added up. Of `channels` the first `wanted` are. */
-void scatter(const bf16 *said, bf16 *dx, size batch, size height, size width, size channels, size wanted, size kernel,
+void scatter(const number *said, number *dx, size batch, size height, size width, size channels, size wanted, size kernel,
             size stride, size padding, size down_, size across, int threads) {
     SHARED(few(threads, batch * height * width * channels))
     for (size line = 0; line < batch * height; line++) {
         size sample = line / height, row = line % height + padding;
         for (size column = padding; column < width + padding; column++) {
-            bf16 *out = dx + (line * width + column - padding) * wanted;
+            number *out = dx + (line * width + column - padding) * wanted;
             for (size first = 0; first < wanted; first += CHANNELS) {
                 size count = least(CHANNELS, wanted - first);
                 float sum[CHANNELS];
@@ -237,7 +257,7 @@ void scatter(const bf16 *said, bf16 *dx, size batch, size height, size width, si
                         size c = (column - l) / stride;
                         if (column < l || (column - l) % stride || c >= across) continue;
                         size from = (((sample * down_ + r) * across + c) * kernel + k) * kernel + l;
-                        const bf16 *in = said + from * channels + first;
+                        const number *in = said + from * channels + first;
                         EACH for (size i = 0; i < count; i++) sum[i] += up(in[i]);
                     }
                 }
@@ -248,7 +268,7 @@ void scatter(const bf16 *said, bf16 *dx, size batch, size height, size width, si
 }
 
 /* [rows, channels] to [channels], float32. */
-void sum_rows(const bf16 *x, float *sums, size rows, size channels) {
+void sum_rows(const number *x, float *sums, size rows, size channels) {
     for (size first = 0; first < channels; first += CHANNELS) {
         size count = least(CHANNELS, channels - first);
         double total[CHANNELS] = {0};
@@ -256,7 +276,7 @@ void sum_rows(const bf16 *x, float *sums, size rows, size channels) {
             float sum[CHANNELS];
             memset(sum, 0, count * sizeof(float));
             for (size row = block; row < least(block + BLOCK, rows); row++) {
-                const bf16 *in = x + row * channels + first;
+                const number *in = x + row * channels + first;
                 EACH for (size c = 0; c < count; c++) sum[c] += up(in[c]);
             }
             EACH for (size c = 0; c < count; c++) total[c] += sum[c];
@@ -273,7 +293,7 @@ double square_sum(const void *x, size count, int half, int threads) {
         size end = least(block + BLOCK, count);
         float sum = 0;
         if (half) {
-            for (size i = block; i < end; i++) sum += up(((const bf16 *)x)[i]) * up(((const bf16 *)x)[i]);
+            for (size i = block; i < end; i++) sum += widen(((const bf16 *)x)[i]) * widen(((const bf16 *)x)[i]);
         } else {
             for (size i = block; i < end; i++) sum += ((const float *)x)[i] * ((const float *)x)[i];
         }
@@ -295,7 +315,7 @@ void adamw(float *weight, const void *gradient, float *first, float *second, bf1
         size end = least(block + BLOCK, count);
         float g[BLOCK];
         if (half) {
-            EACH for (size i = block; i < end; i++) g[i - block] = up(((const bf16 *)gradient)[i]) * scale;
+            EACH for (size i = block; i < end; i++) g[i - block] = widen(((const bf16 *)gradient)[i]) * scale;
         } else {
             EACH for (size i = block; i < end; i++) g[i - block] = ((const float *)gradient)[i] * scale;
         }
@@ -307,7 +327,7 @@ void adamw(float *weight, const void *gradient, float *first, float *second, bf1
             weight[i] = weight[i] * keep - rate * m / (sqrtf(s) * root + eps);
         }
         if (cast) {
-            EACH for (size i = block; i < end; i++) cast[i] = down(weight[i]);
+            EACH for (size i = block; i < end; i++) cast[i] = narrow(weight[i]);
         }
     }
 }

@@ -1,6 +1,6 @@
 """`native.c` as functions of tensors. Where there is no compiler, `library` is None and PyTorch computes everything.
 
-Tensors are bfloat16, on the CPU, and dense in the order that a function names; nothing is checked here.
+Tensors are bfloat16 or float32, on the CPU, and dense in the order that a function names; nothing is checked here.
 """
 
 import ctypes
@@ -14,6 +14,7 @@ from bridle.kernels.compiler import load
 
 MOST_CHANNELS = 4096  # of two groups of a normalisation
 size, real, number, memory = ctypes.c_int64, ctypes.c_float, ctypes.c_int, ctypes.c_void_p
+KINDS: dict[torch.dtype, tuple[str, ...]] = {torch.bfloat16: (), torch.float32: ("FLOAT32",)}  # and what they define
 ARGUMENTS = {
     "geglu": [memory] * 2 + [size] * 2 + [number],
     "geglu_backward": [memory] * 3 + [size] * 2 + [number],
@@ -30,9 +31,9 @@ ARGUMENTS = {
 
 
 @cache
-def library() -> Any:
-    """The compiled functions; None where this machine has no compiler for them."""
-    found = load("native.c")
+def library(kind: torch.dtype = torch.bfloat16) -> Any:
+    """The compiled functions; None where this machine has no compiler for them. Args: kind: of the features."""
+    found = load("native.c", *KINDS[kind])
     if found is not None:
         for name, arguments in ARGUMENTS.items():
             getattr(found, name).argtypes = arguments
@@ -48,7 +49,7 @@ def geglu(hidden: Tensor) -> Tensor:
     *others, width = hidden.shape
     output = hidden.new_empty(*others, width // 2)
     rows = hidden.numel() // width
-    library().geglu(hidden.data_ptr(), output.data_ptr(), rows, width // 2, torch.get_num_threads())
+    library(hidden.dtype).geglu(hidden.data_ptr(), output.data_ptr(), rows, width // 2, torch.get_num_threads())
     return output
 
 
@@ -56,20 +57,20 @@ def geglu_backward(gradient: Tensor, hidden: Tensor) -> Tensor:
     """[..., D] to [..., 2 * D]."""
     found, width = torch.empty_like(hidden), hidden.shape[-1]
     addresses = gradient.data_ptr(), hidden.data_ptr(), found.data_ptr()
-    library().geglu_backward(*addresses, hidden.numel() // width, width // 2, torch.get_num_threads())
+    library(hidden.dtype).geglu_backward(*addresses, hidden.numel() // width, width // 2, torch.get_num_threads())
     return found
 
 
 def chances_(scores: Tensor, level: Tensor, scale: float) -> Tensor:
     """In place, [N, S]: exp(scale * score - level). Args: level: [N], float32."""
-    library().chances(scores.data_ptr(), level.data_ptr(), *scores.shape, scale, torch.get_num_threads())
+    library(scores.dtype).chances(scores.data_ptr(), level.data_ptr(), *scores.shape, scale, torch.get_num_threads())
     return scores
 
 
 def chances_backward_(gradient: Tensor, chances: Tensor, drift: Tensor, scale: float) -> Tensor:
     """In place, [N, S]: chance * (gradient - drift) * scale. Args: drift: [N], float32."""
     addresses = chances.data_ptr(), gradient.data_ptr(), drift.data_ptr()
-    library().chances_backward(*addresses, *gradient.shape, scale, torch.get_num_threads())
+    library(gradient.dtype).chances_backward(*addresses, *gradient.shape, scale, torch.get_num_threads())
     return gradient
 
 
@@ -83,7 +84,7 @@ def group_norm(hidden: Tensor, norm: nn.GroupNorm, weight: Tensor, bias: Tensor)
     output, (mean, inverse) = torch.empty_like(hidden), torch.empty(2, batch, norm.num_groups)
     addresses = [part.data_ptr() for part in (hidden, weight, bias, output, mean, inverse)]
     sizes = batch, height * width, channels, norm.num_groups
-    library().group_norm(*addresses, *sizes, norm.eps, torch.get_num_threads())
+    library(hidden.dtype).group_norm(*addresses, *sizes, norm.eps, torch.get_num_threads())
     return output, mean, inverse
 
 
@@ -95,7 +96,7 @@ def group_norm_backward(
     found, (sums, along) = torch.empty_like(hidden), torch.empty(2, batch, channels)
     addresses = [part.data_ptr() for part in (gradient, hidden, weight, mean, inverse, found, sums, along)]
     sizes = batch, height * width, channels, mean.shape[1]
-    library().group_norm_backward(*addresses, *sizes, torch.get_num_threads())
+    library(hidden.dtype).group_norm_backward(*addresses, *sizes, torch.get_num_threads())
     return found, along.sum(0), sums.sum(0)
 
 
@@ -104,7 +105,7 @@ def gather(hidden: Tensor, kernel: int, stride: int, padding: int, size: tuple[i
     batch, channels, height, width = hidden.shape
     output = hidden.new_empty(batch * size[1] * size[2], kernel * kernel * channels)
     numbers = batch, height, width, channels, kernel, stride, padding, size[1], size[2]
-    library().gather(hidden.data_ptr(), output.data_ptr(), *numbers, torch.get_num_threads())
+    library(hidden.dtype).gather(hidden.data_ptr(), output.data_ptr(), *numbers, torch.get_num_threads())
     return output
 
 
@@ -118,14 +119,14 @@ def scatter(said: Tensor, shape: tuple[int, int, int, int], wanted: int, convolv
     batch, channels, height, width = shape
     found = said.new_empty(batch, height, width, wanted).permute(0, 3, 1, 2)
     numbers = batch, height, width, channels, wanted, *convolved, said.shape[1], said.shape[2]
-    library().scatter(said.data_ptr(), found.data_ptr(), *numbers, torch.get_num_threads())
+    library(said.dtype).scatter(said.data_ptr(), found.data_ptr(), *numbers, torch.get_num_threads())
     return found
 
 
 def sum_rows(rows: Tensor) -> Tensor:
     """[N, C] to [C], float32."""
     sums = torch.empty(rows.shape[1])
-    library().sum_rows(rows.data_ptr(), sums.data_ptr(), *rows.shape)
+    library(rows.dtype).sum_rows(rows.data_ptr(), sums.data_ptr(), *rows.shape)
     return sums
 
 

@@ -1,5 +1,6 @@
-"""Group normalisation of bfloat16 features with channels last, where PyTorch's own kernel takes many times as long."""
+"""Group normalisation of features with channels last, where PyTorch's own kernel takes many times as long."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,8 +14,7 @@ from bridle.kernels.working import BF16
 
 
 def normalise(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
-    """Stands in for a group normalisation's `forward`: [B, C, H, W], bfloat16, channels last."""
-    hidden = hidden.to(BF16)
+    """Stands in for a group normalisation's `forward`: [B, C, H, W], channels last, in the input's type."""
     if not hidden.is_contiguous(memory_format=torch.channels_last):
         return nn.GroupNorm.forward(norm, hidden)
     if not torch.is_grad_enabled() or not (hidden.requires_grad or norm.weight.requires_grad):
@@ -24,6 +24,7 @@ def normalise(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
 
 
 Normalised = tuple[Tensor, Tensor, Tensor]
+Way = Callable[[], Normalised]
 
 
 def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
@@ -39,10 +40,11 @@ def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
         normal, mean, inverse = sums_forward(rows(hidden), norm, weight, bias)
         return image(normal, hidden), mean, inverse
 
-    ways = {"native": theirs, "sums": sums}
-    if compiles(norm):
-        ways["compiled"] = lambda: native.group_norm(hidden, norm, weight.float(), bias.float())
-    return ways[pick(("norm", *hidden.shape, norm.num_groups), lambda: ways)]()
+    def compiled() -> Normalised:
+        return native.group_norm(hidden, norm, weight.float(), bias.float())
+
+    ways = able({"native": theirs, "sums": sums, "compiled": compiled}, norm, hidden.dtype)
+    return ways[pick(("norm", *hidden.shape, norm.num_groups, hidden.dtype), lambda: ways)]()
 
 
 def backward(
@@ -63,15 +65,25 @@ def backward(
         found = sums_backward(rows(gradient), rows(hidden), mean, inverse, norm.num_groups, weight)
         return image(found[0], hidden), found[1], found[2]
 
-    ways = {"native": theirs, "sums": sums}
-    if compiles(norm):
-        ways["compiled"] = lambda: native.group_norm_backward(gradient, hidden, mean, inverse, weight.float())
-    return ways[pick(("norm_backward", *hidden.shape, norm.num_groups, trained), lambda: ways)]()
+    def compiled() -> Normalised:
+        return native.group_norm_backward(gradient, hidden, mean, inverse, weight.float())
+
+    ways = able({"native": theirs, "sums": sums, "compiled": compiled}, norm, hidden.dtype)
+    return ways[pick(("norm_backward", *hidden.shape, norm.num_groups, trained, hidden.dtype), lambda: ways)]()
 
 
-def compiles(norm: nn.GroupNorm) -> bool:
+def able(ways: dict[str, Way], norm: nn.GroupNorm, kind: torch.dtype) -> dict[str, Way]:
+    """Those that are ways here. In float32 the compiled one alone where there is one: it rounds least."""
+    compiled = compiles(norm, kind)
+    if kind is BF16:
+        return {name: way for name, way in ways.items() if compiled or name != "compiled"}
+    name = "compiled" if compiled else "native"
+    return {name: ways[name]}
+
+
+def compiles(norm: nn.GroupNorm, kind: torch.dtype = BF16) -> bool:
     """Whether the compiled function does such a normalisation: two groups have to fit what it keeps."""
-    return native.library() is not None and 2 * norm.num_channels // norm.num_groups <= native.MOST_CHANNELS
+    return native.library(kind) is not None and 2 * norm.num_channels // norm.num_groups <= native.MOST_CHANNELS
 
 
 def rows(hidden: Tensor) -> Tensor:
@@ -138,7 +150,7 @@ class GroupNorm(Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (hidden, mean, inverse), norm = ctx.saved_tensors, ctx.norm
-        gradient = gradient.to(BF16).contiguous(memory_format=torch.channels_last)
+        gradient = gradient.to(hidden.dtype).contiguous(memory_format=torch.channels_last)
         trained = ctx.needs_input_grad[1]
         for_hidden, for_weight, for_bias = backward(gradient, hidden, mean, inverse, norm, trained)
         if not trained:

@@ -23,7 +23,7 @@ def gather(hidden: Tensor, kernel: int, stride: int, padding: int) -> tuple[Tens
     size = (batch, down, across)
     if kernel == stride == 1 and not padding:
         return flat(hidden), size
-    if native.library() is not None:
+    if native.library(hidden.dtype) is not None:
         return native.gather(hidden, kernel, stride, padding, size), size
     return gather_plain(hidden, kernel, stride, padding, size), size
 
@@ -42,7 +42,7 @@ def gather_plain(hidden: Tensor, kernel: int, stride: int, padding: int, size: S
 def scatter(said: Tensor, height: int, width: int, wanted: int, stride: int, padding: int) -> Tensor:
     """The transpose of `gather`, added up in float32: [B, H', W', k, k, C] to [B, wanted, height, width]."""
     batch, down, across, kernel, _, channels = said.shape
-    if native.library() is not None:
+    if native.library(said.dtype) is not None:
         return native.scatter(said, (batch, channels, height, width), wanted, (kernel, stride, padding))
     said = said[..., :wanted]
     sums = said.new_zeros(batch, height + 2 * padding, width + 2 * padding, wanted, dtype=torch.float32)

@@ -12,20 +12,21 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bridle.kernels import conv, gate, linear, native, norm
 from bridle.kernels.stand_in import Forward, Undo, stand_in
-from bridle.kernels.working import Layer, Working, computes_bf16, count_changes, working
+from bridle.kernels.working import BF16, Layer, Working, computed_in, count_changes, forget_forms, working
 
 
 def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None, fixed: bool = False) -> Undo:
     """Have convolutions, linear layers and group normalisations compute by the fastest way that is known for them.
 
-    Only in bfloat16 on a CPU: under autocast, or where features come in it. Anything else runs the modules' own code.
-    The results differ from that only by rounding.
+    Only on a CPU, in bfloat16 (under autocast, or where features come in it) or, with a compiler, in float32. Anything
+    else, and linear layers in float32, run the modules' own code. The results differ from that only by rounding.
 
     Args:
         models: U-Nets, or controls of them.
         channels: convolutions of which only the first so many input channels need a gradient; the others get zero.
         fixed: whether no weight changes while this lasts, so that all are worth packing; locked ones are anyway. What
-            is packed takes as much memory again as the weights in bfloat16.
+            is packed takes as much memory again as the weights in bfloat16; in float32 only small weights have forms
+            that last, see `conv.keeps`.
 
     Returns: what makes the models as they were; calling it twice does no harm.
     """
@@ -36,9 +37,8 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None,
             compute, before = way_of(module, limits, fixed), vars(module).get("forward")
             if compute is None or not (before is None or getattr(before, "func", None) is choose):
                 continue
-            if before is None:
-                undo.callback(vars(module).pop, "_bridle_working", None)
-            undo.callback(stand_in(module, partial(partial, choose, compute)))
+            undo.callback(forget_forms(module))
+            undo.callback(stand_in(module, partial(partial, choose, module, compute)))
         return undo.pop_all().close
 
 
@@ -49,9 +49,10 @@ def turn_weights(*models: nn.Module) -> Undo:
     differently on them, though, so they are to be turned back. Returns: what does.
     """
     convs = [module for model in models for module in model.modules() if type(module) is nn.Conv2d]
+    turned = [module for module in convs if not module.weight.is_contiguous(memory_format=torch.channels_last)]
 
     def lay(order: torch.memory_format) -> None:
-        for module in convs:
+        for module in turned:
             module.weight.data = module.weight.data.contiguous(memory_format=order)
 
     lay(torch.channels_last)
@@ -78,6 +79,21 @@ def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) ->
     return None
 
 
-def choose(compute: Callable[[Tensor], Tensor], plain: Forward, hidden: Tensor, *others: Any) -> Any:
+def choose(module: nn.Module, compute: Callable[[Tensor], Tensor], plain: Forward, hidden: Tensor, *others: Any) -> Any:
     """Either way of computing a module's output."""
-    return compute(hidden) if computes_bf16(hidden) else plain(hidden, *others)
+    kind = computed_in(hidden)
+    if kind is None or (kind is torch.float32 and not knows_float32(module)):
+        return plain(hidden, *others)
+    return compute(hidden.to(kind))
+
+
+def speeds_up(kind: torch.dtype) -> bool:
+    """Whether there is anything to gain on a CPU with features of a type: in float32 what gains is compiled."""
+    return kind is BF16 or (kind is torch.float32 and native.library(kind) is not None)
+
+
+def knows_float32(module: nn.Module) -> bool:
+    """Linear layers are a product as they are; weights of another type are an error, which PyTorch is to find."""
+    weight = getattr(module, "weight", None)
+    plain = type(module) is not nn.Linear and (weight is None or weight.dtype is torch.float32)
+    return plain and speeds_up(torch.float32)

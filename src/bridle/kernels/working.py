@@ -1,4 +1,4 @@
-"""bfloat16 forms of a weight, made when they are first needed and again once the weight may have changed."""
+"""Forms of a weight to compute with, made when they are first needed and again once the weight may have changed."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,20 +25,30 @@ class Working:
         self.made: dict[str, Tensor] = {}
         self.of: tuple[int, int] | None = None
 
-    def get(self, weight: Tensor, name: str, form: Form) -> Tensor:
-        """The form of that name: `form` of the weight in bfloat16.
+    def get(self, weight: Tensor, name: str, form: Form, kind: torch.dtype = BF16) -> Tensor:
+        """The form of that name: `form` of the weight as numbers of a kind.
 
         A change of the weight is known by its version, which PyTorch counts; see `count_changes`.
         """
         now = (weight.data_ptr(), weight._version)
         if now != self.of:
             self.made, self.of = {}, now
+        if kind is not BF16:
+            name = f"{kind} {name}"
         if name not in self.made:
             with torch.no_grad():
-                if "cast" not in self.made:
-                    self.made["cast"] = weight.detach().to(BF16)
-                self.made[name] = form(self.made["cast"])
+                self.made[name] = form(self._cast(weight, kind))
         return self.made[name]
+
+    def _cast(self, weight: Tensor, kind: torch.dtype) -> Tensor:
+        """Kept where it is no mere view."""
+        if weight.dtype is kind:
+            return weight.detach()
+        if kind is not BF16:
+            return weight.detach().to(kind)
+        if "cast" not in self.made:
+            self.made["cast"] = weight.detach().to(BF16)
+        return self.made["cast"]
 
     def renew(self, weight: Tensor) -> None:
         """Keep the cast alone: somebody who changed the weight has changed it as well."""
@@ -52,6 +62,19 @@ def working(module: nn.Module, name: str) -> Working:
     return found
 
 
+def forget_forms(module: nn.Module) -> Callable[[], None]:
+    """Returns: what forgets all forms that are made from now on, however long their weights last."""
+    known = {name: set(forms.made) for name, forms in vars(module).get("_bridle_working", {}).items()}
+
+    def forget() -> None:
+        for name, forms in vars(module).get("_bridle_working", {}).items():
+            forms.made = {key: made for key, made in forms.made.items() if key in known.get(name, ())}
+        if not known:
+            vars(module).pop("_bridle_working", None)
+
+    return forget
+
+
 class Forms(dict[str, Working]):
     """Of one module. A deep copy of the module starts without any."""
 
@@ -62,10 +85,10 @@ class Forms(dict[str, Working]):
         return Forms, ()
 
 
-def cast(module: nn.Module, name: str) -> Any:
-    """A module's parameter in bfloat16; None where it has none."""
+def cast(module: nn.Module, name: str, kind: torch.dtype = BF16) -> Any:
+    """A module's parameter as numbers of a kind; None where it has none."""
     parameter = getattr(module, name)
-    return None if parameter is None else working(module, name).get(parameter, "cast", identity)
+    return None if parameter is None else working(module, name).get(parameter, "cast", identity, kind)
 
 
 class Layer:
@@ -83,12 +106,12 @@ class Layer:
         """Whether the weight will be another one in the next step."""
         return self.module.weight.requires_grad and not self.fixed
 
-    def form(self, name: str, form: Form) -> Tensor:
+    def form(self, name: str, form: Form, kind: torch.dtype = BF16) -> Tensor:
         """See `Working.get`."""
-        return working(self.module, "weight").get(self.module.weight, name, form)
+        return working(self.module, "weight").get(self.module.weight, name, form, kind)
 
-    def bias(self) -> Any:
-        return cast(self.module, "bias")
+    def bias(self, kind: torch.dtype = BF16) -> Any:
+        return cast(self.module, "bias", kind)
 
 
 def count_changes(optimizer: Optimizer, *_: Any) -> None:
@@ -105,9 +128,13 @@ def gradient_type(weight: Tensor) -> torch.dtype:
     return getattr(weight, "grad_dtype", None) or weight.dtype
 
 
-def computes_bf16(hidden: Tensor) -> bool:
-    """Whether what is computed from these features is computed in bfloat16 on a CPU: by their type, or by autocast."""
-    return hidden.device.type == "cpu" and (hidden.dtype is BF16 or torch.is_autocast_enabled("cpu"))
+def computed_in(hidden: Tensor) -> torch.dtype | None:
+    """In what kernels compute with these features, by their type or by autocast; None where there are none for that."""
+    if hidden.device.type != "cpu":
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return BF16
+    return hidden.dtype if hidden.dtype in (BF16, torch.float32) else None
 
 
 def identity(weight: Tensor) -> Tensor:
@@ -116,6 +143,6 @@ def identity(weight: Tensor) -> Tensor:
 
 def sum_rows(rows: Tensor) -> Tensor:
     """[N, C] to [C]: PyTorch's own sum over rows first makes a float32 copy of all of them."""
-    if native.library() is not None:
+    if native.library(rows.dtype) is not None:
         return native.sum_rows(rows.contiguous())
     return (rows.new_ones(1, len(rows)) @ rows)[0]

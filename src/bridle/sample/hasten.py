@@ -4,11 +4,12 @@ from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from bridle.control.control import denoiser_of
 from bridle.kernels.attention import choose_attention
-from bridle.kernels.quicken import quicken
+from bridle.kernels.quicken import quicken, speeds_up, turn_weights
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
 
@@ -30,6 +31,8 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
             models = [denoiser, *controls]
             drawing = [*models, *([] if vae is None else [vae])]
             if denoiser.device.type == "cpu":
+                if denoiser.dtype is torch.float32 and speeds_up(torch.float32):  # for bfloat16 copies are packed
+                    around.callback(turn_weights(*drawing))
                 around.callback(quicken(*drawing, fixed=True))
                 around.callback(choose_attention(*models))
             around.callback(keep_text(*models))

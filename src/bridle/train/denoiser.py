@@ -4,7 +4,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 
 from bridle.control.control import Control
@@ -12,8 +11,6 @@ from bridle.control.residuals import Residuals
 from bridle.control.text import Text
 from bridle.control.unet import UNetControl
 from bridle.errors import ConfigError, TrainError
-from bridle.kernels.attention import set_processors
-from bridle.kernels.stand_in import Undo
 from bridle.train.regime import Phase
 from bridle.train.settings import Unlock
 
@@ -100,12 +97,3 @@ def check_width(control: Control, width: int) -> None:
         size_px, least_px = width * control.size_factor, least * control.size_factor
         remedy = f'set size_px to {least_px} or more, or train.precision to "fp32"'
         raise TrainError(f"pictures are {size_px} px wide, too small for train.precision 'bf16' on a CPU: {remedy}")
-
-
-def set_plain_attention(control: Control, unet: Any) -> Undo:
-    """Use plain products for attention in both, where they are U-Nets; changes nothing but rounding.
-
-    Returns: what gives them their processors back.
-    """
-    models = (control, unet) if isinstance(control, UNetControl) else ()
-    return set_processors(models, lambda attention: AttnProcessor())

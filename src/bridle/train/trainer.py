@@ -29,10 +29,10 @@ from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels import native
 from bridle.kernels.attention import choose_attention
-from bridle.kernels.precision import choose_precision
-from bridle.kernels.quicken import quicken, trained_products, turn_weights
+from bridle.kernels.precision import TYPES, choose_precision
+from bridle.kernels.quicken import quicken, speeds_up, trained_products, turn_weights
 from bridle.kernels.working import Working
-from bridle.train.denoiser import PARTS, Denoiser, check_width, set_plain_attention, trained_parts
+from bridle.train.denoiser import PARTS, Denoiser, check_width, trained_parts
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
 from bridle.train.lighten import channels_from_below, lighten_decoder, refuse_skips
@@ -45,7 +45,6 @@ from bridle.train.regime import Phase, first_phase, unlocks
 from bridle.train.settings import MachineSettings, TrainSettings
 
 OPTIMIZER = "optimizer."
-SHORT_ATTENTION = 256  # tokens up to which plain products beat flash attention on CPU, whose backward is slow there
 
 
 @dataclass(frozen=True)
@@ -94,14 +93,14 @@ class Trainer:
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
         self.lent = ExitStack()  # what gives both models back as they were
-        if control.device.type == "cpu" and self.precision == "bf16":
-            check_width(control, shape[-1])
-            self.lent.callback(turn_weights(control, denoiser))
+        if control.device.type == "cpu":
+            if self.precision == "bf16":
+                check_width(control, shape[-1])
+            if self.precision == "bf16" or self._has_kernels():
+                self.lent.callback(turn_weights(control, denoiser))
             self.lent.callback(choose_attention(control, denoiser))
             if native.library() is None:
                 self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
-        elif control.device.type == "cpu" and shape[-1] * shape[-2] <= SHORT_ATTENTION:
-            self.lent.callback(set_plain_attention(control, denoiser))
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
@@ -260,6 +259,13 @@ class Trainer:
         if not self.sharded:
             self._collect()
 
+    def _has_kernels(self) -> bool:
+        """Whether our own kernels compute: of U-Nets on a CPU."""
+        # Computed again for checkpointing, their results did not agree to the bit with those of the first time.
+        whole = not self.sharded and not self.machine.gradient_checkpointing
+        here = self.device.type == "cpu" and speeds_up(TYPES[self.precision])
+        return here and whole and isinstance(self.control, UNetControl)
+
     def _can_record(self) -> bool:
         """Whether a step's kernels are the same each time, and started here alone."""
         alone = self.world.size == 1 and not self.machine.gradient_checkpointing
@@ -275,16 +281,15 @@ class Trainer:
 
     def _speed_up(self) -> tuple[Callable[[], None], dict[nn.Parameter, Working]]:
         """Compute the same with less. Returns: what ends that; and the trained weights that are cast once a step."""
-        # Computed again for checkpointing, the kernels' results did not agree to the bit with those of the first time.
-        fast = self.precision == "bf16" and self.device.type == "cpu" and not self.sharded
-        if fast and not self.machine.gradient_checkpointing:
+        if self._has_kernels():
             with ExitStack() as undo:
                 middle = self.phase == "middle"
                 limits = dict(channels_from_below(self.denoiser)) if middle else {}
                 undo.callback(quicken(self.control, self.denoiser, channels=limits))
                 if middle:
                     undo.callback(refuse_skips(self.denoiser))
-                products = trained_products(self.inner) if self.world.size == 1 else {}
+                halved = self.precision == "bf16" and self.world.size == 1
+                products = trained_products(self.inner) if halved else {}
                 return undo.pop_all().close, products
         if self.phase == "unlocked" or self._compiles():  # the compiler keeps no more than it needs, either
             return lambda: None, {}

@@ -1,0 +1,145 @@
+/* Convolutions of 3x3 with stride 1 and a border of 1 by Winograd's minimal filtering F(4x4, 3x3) (arXiv 1509.09308), in
+   float32: 36 products in place of 144 for each 4x4 pixels of the output.
+
+   The points of interpolation are 0, +-5/8, +-3/2 and infinity, as oneDNN's once were: with the usual 0, +-1, +-2 what is
+   rounded off is more than twice as much. What there is of a tile lies in 36 planes, [36, tiles, channels]; the products
+   between the planes are the caller's. Features are [batch, height, width, channels]. Tiles cover them row by row, sample
+   by sample; those at the right and lower edges reach beyond. */
+
+#include "numbers.h"
+
+#define LANES 16
+#define IN 6  /* pixels a side of what a tile reads */
+#define OUT 4 /* pixels a side of what it writes */
+#define PLANES (IN * IN)
+#define P 0.625f
+#define Q 1.5f
+
+typedef float lanes __attribute__((vector_size(4 * LANES)));
+
+/* Of the channels from `at` on, as many as there are lanes, or are left. */
+static inline lanes load(const float *at, size left) {
+    lanes found = {0};
+    if (left >= LANES)
+        memcpy(&found, at, sizeof found);
+    else
+        memcpy(&found, at, left * sizeof(float));
+    return found;
+}
+
+static inline void store(float *at, lanes given, size left) {
+    if (left >= LANES)
+        memcpy(at, &given, sizeof given);
+    else
+        memcpy(at, &given, left * sizeof(float));
+}
+
+/* --- each transform along one side; `from` and `to` say how far apart its elements lie */
+
+static inline void input(const lanes *x, size from, lanes *v, size to) {
+    lanes x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from];
+    lanes even_p = x4 - Q * Q * x2, odd_p = P * (x3 - Q * Q * x1), even_q = x4 - P * P * x2, odd_q = Q * (x3 - P * P * x1);
+    v[0] = P * P * Q * Q * x[0] - (P * P + Q * Q) * x2 + x4;
+    v[to] = even_p + odd_p;
+    v[2 * to] = even_p - odd_p;
+    v[3 * to] = even_q + odd_q;
+    v[4 * to] = even_q - odd_q;
+    v[5 * to] = P * P * Q * Q * x1 - (P * P + Q * Q) * x3 + x[5 * from];
+}
+
+static inline void output(const lanes *m, size from, lanes *y, size to) {
+    lanes even_p = m[from] + m[2 * from], odd_p = P * (m[from] - m[2 * from]);
+    lanes even_q = m[3 * from] + m[4 * from], odd_q = Q * (m[3 * from] - m[4 * from]);
+    y[0] = m[0] + even_p + even_q;
+    y[to] = odd_p + odd_q;
+    y[2 * to] = P * P * even_p + Q * Q * even_q;
+    y[3 * to] = P * P * odd_p + Q * Q * odd_q + m[5 * from];
+}
+
+/* The transpose of `output`. */
+static inline void told(const lanes *y, size from, lanes *m, size to) {
+    lanes y0 = y[0], y2 = y[2 * from], y1 = y[from], y3 = y[3 * from];
+    lanes even_p = y0 + P * P * y2, odd_p = P * (y1 + P * P * y3), even_q = y0 + Q * Q * y2, odd_q = Q * (y1 + Q * Q * y3);
+    m[0] = y0;
+    m[to] = even_p + odd_p;
+    m[2 * to] = even_p - odd_p;
+    m[3 * to] = even_q + odd_q;
+    m[4 * to] = even_q - odd_q;
+    m[5 * to] = y3;
+}
+
+/* --- and of tiles */
+
+/* Where the output of a tile begins, in the features as a whole. */
+typedef struct {
+    size sample, top, left;
+} Tile;
+
+static inline Tile tile_at(size number_, size height, size width) {
+    size across = (width + OUT - 1) / OUT, down_ = (height + OUT - 1) / OUT;
+    return (Tile){number_ / (across * down_), number_ / across % down_ * OUT, number_ % across * OUT};
+}
+
+/* Pixel (row, column) of a sample, from channel c on; zero beyond the edges. */
+static inline lanes pixel(const float *x, size sample, size row, size column, size height, size width, size channels,
+                          size c) {
+    if (row < 0 || row >= height || column < 0 || column >= width) return (lanes){0};
+    return load(x + ((sample * height + row) * width + column) * channels + c, channels - c);
+}
+
+/* From the input to planes of the tiles `first` and on. */
+void winograd_input(const float *x, float *planes, size height, size width, size channels, size first, size tiles,
+                    int threads) {
+    SHARED(threads)
+    for (size tile = 0; tile < tiles; tile++) {
+        Tile at = tile_at(first + tile, height, width);
+        for (size c = 0; c < channels; c += LANES) {
+            lanes read[PLANES], half[PLANES], whole[PLANES];
+            for (size i = 0; i < IN; i++)
+                for (size j = 0; j < IN; j++)
+                    read[IN * i + j] = pixel(x, at.sample, at.top + i - 1, at.left + j - 1, height, width, channels, c);
+            for (size j = 0; j < IN; j++) input(read + j, IN, half + j, IN);
+            for (size i = 0; i < IN; i++) input(half + IN * i, 1, whole + IN * i, 1);
+            for (size p = 0; p < PLANES; p++) store(planes + (p * tiles + tile) * channels + c, whole[p], channels - c);
+        }
+    }
+}
+
+/* From planes to the output. bias: of each channel, or null. */
+void winograd_output(const float *planes, const float *bias, float *y, size height, size width, size channels,
+                     size first, size tiles, int threads) {
+    SHARED(threads)
+    for (size tile = 0; tile < tiles; tile++) {
+        Tile at = tile_at(first + tile, height, width);
+        for (size c = 0; c < channels; c += LANES) {
+            lanes read[PLANES], half[OUT * IN], whole[OUT * OUT], shift = {0};
+            if (bias) shift = load(bias + c, channels - c);
+            for (size p = 0; p < PLANES; p++) read[p] = load(planes + (p * tiles + tile) * channels + c, channels - c);
+            for (size j = 0; j < IN; j++) output(read + j, IN, half + j, IN);
+            for (size i = 0; i < OUT; i++) output(half + IN * i, 1, whole + OUT * i, 1);
+            for (size i = 0; i < OUT && at.top + i < height; i++)
+                for (size j = 0; j < OUT && at.left + j < width; j++) {
+                    size place = (at.sample * height + at.top + i) * width + at.left + j;
+                    store(y + place * channels + c, whole[OUT * i + j] + shift, channels - c);
+                }
+        }
+    }
+}
+
+/* The transpose of `winograd_output`: from the output's gradient to the planes'. */
+void winograd_told(const float *y, float *planes, size height, size width, size channels, size first, size tiles,
+                   int threads) {
+    SHARED(threads)
+    for (size tile = 0; tile < tiles; tile++) {
+        Tile at = tile_at(first + tile, height, width);
+        for (size c = 0; c < channels; c += LANES) {
+            lanes read[OUT * OUT], half[IN * OUT], whole[PLANES];
+            for (size i = 0; i < OUT; i++)
+                for (size j = 0; j < OUT; j++)
+                    read[OUT * i + j] = pixel(y, at.sample, at.top + i, at.left + j, height, width, channels, c);
+            for (size j = 0; j < OUT; j++) told(read + j, OUT, half + j, OUT);
+            for (size i = 0; i < IN; i++) told(half + OUT * i, 1, whole + IN * i, 1);
+            for (size p = 0; p < PLANES; p++) store(planes + (p * tiles + tile) * channels + c, whole[p], channels - c);
+        }
+    }
+}
