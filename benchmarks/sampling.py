@@ -1,6 +1,6 @@
 """What a picture costs, and how far it is from the stock pipeline's: StableDiffusionControlNetPipeline against Bridle.
 
-In: a case. Out: a table, and JSON where a path is given. Same weights, scheduler, steps, noise and bfloat16.
+In: a case. Out: a table, and JSON where a path is given. Same weights, scheduler, steps, noise and precision.
 The kinds take turns in one process on one thread, so that whatever else the machine does slows all of them alike; a
 speed is the median over rounds of the ratio of CPU seconds. What is done once per shape and machine (choosing kernels)
 is left out. Packing weights, done once per call of `generate`, is left out of the cases sd15, which time the steps of
@@ -10,6 +10,7 @@ a pipeline, and is part of the cases of the embedded base, which time `generate`
     python benchmarks/sampling.py requests --batch 8             # controls, prompts, strengths of their own: one pass
     python benchmarks/sampling.py sd15-256                       # random weights; 9 GB of memory
     python benchmarks/sampling.py sd15-512 --rounds 3 --steps 4
+    python benchmarks/sampling.py embedded --precision fp32      # as `bridle sample` draws unless it is told otherwise
 """
 
 import argparse
@@ -40,13 +41,13 @@ from bridle.base.load import load_base
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.strength import Strength
+from bridle.kernels.precision import TYPES, Precision
 from bridle.sample.hasten import hasten
 from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings, Speed
 from bridle.sample.steering import Steering
 
-BF16 = torch.bfloat16
 Draw = Callable[[int], Tensor]  # steps to what was drawn
 STOCK = "stock"
 SIZE = (128, 128)  # of the embedded base's pictures
@@ -69,20 +70,21 @@ def wake(control: Control) -> Control:
     return control
 
 
-def stock_control(control: Control) -> Any:
+def stock_control(control: Control, precision: Precision) -> Any:
     """The same control as diffusers' class, with weights of its own."""
     model: Any = ControlNetModel.from_config(control.config)
     model.load_state_dict({name: tensor.clone() for name, tensor in control.state_dict().items()})
-    return model.to(BF16).eval()
+    return model.to(TYPES[precision]).eval()
 
 
 # --- Stable Diffusion 1.5's size: the steps of a pipeline
 
 
-def sd15_kinds(size_px: int, around: ExitStack) -> dict[str, Draw]:
+def sd15_kinds(size_px: int, precision: Precision, around: ExitStack) -> dict[str, Draw]:
     """Latents to latents, one picture, guidance 7.5, random weights. What Bridle packs it packs here, once."""
     torch.manual_seed(0)
-    torch.set_default_dtype(BF16)
+    kind = TYPES[precision]
+    torch.set_default_dtype(kind)
     unet: Any = UNet2DConditionModel(sample_size=size_px // 8, cross_attention_dim=768)
     torch.set_default_dtype(torch.float32)
     unet.requires_grad_(False).eval()
@@ -90,11 +92,11 @@ def sd15_kinds(size_px: int, around: ExitStack) -> dict[str, Draw]:
     nothing: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     parts = nothing | {"requires_safety_checker": False}
     stock: Any = StableDiffusionControlNetPipeline(
-        unet=copy.deepcopy(unet), controlnet=stock_control(control), scheduler=ddim(), **parts
+        unet=copy.deepcopy(unet), controlnet=stock_control(control, precision), scheduler=ddim(), **parts
     )
     ours: Any = StableDiffusionPipeline(unet=unet, scheduler=ddim(), **parts)
-    hint, latents = torch.rand(1, 3, size_px, size_px), torch.randn(1, 4, size_px // 8, size_px // 8).to(BF16)
-    text, no_text = torch.randn(2, 1, 77, 768).to(BF16)
+    hint, latents = torch.rand(1, 3, size_px, size_px), torch.randn(1, 4, size_px // 8, size_px // 8).to(kind)
+    text, no_text = torch.randn(2, 1, 77, 768).to(kind)
     for pipeline in (stock, ours):
         pipeline.set_progress_bar_config(disable=True)
     told = {"prompt_embeds": text, "negative_prompt_embeds": no_text, "guidance_scale": 7.5, "output_type": "latent"}
@@ -124,14 +126,14 @@ def ddim() -> Any:
 # --- the embedded base: from prompt to pixels
 
 
-def embedded_kinds(batch: int) -> dict[str, Draw]:
+def embedded_kinds(batch: int, precision: Precision) -> dict[str, Draw]:
     """Pictures of 128 px. Its own weights, and a control with random zero convolutions."""
     torch.manual_seed(0)
     base = load_base()
     control = wake(Control.from_base(base.pipeline)).requires_grad_(False).eval()
     hints = draw_hints(batch)
     prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
-    stock = stock_pipeline(base, control)
+    stock = stock_pipeline(base, control, precision)
 
     def by_stock(steps: int) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -140,13 +142,13 @@ def embedded_kinds(batch: int) -> dict[str, Draw]:
         return torch.from_numpy(stock(**told, num_inference_steps=steps).images) * 255
 
     def by_ours(steps: int, speed: str) -> Tensor:
-        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision="bf16", speed=cast(Speed, speed))
+        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision=precision, speed=cast(Speed, speed))
         return torch.from_numpy(np.stack(generate(base, control, hints, prompts, seeds, how))).float()
 
     return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
 
 
-def request_kinds(batch: int) -> dict[str, Draw]:
+def request_kinds(batch: int, precision: Precision) -> dict[str, Draw]:
     """As many requests, with one of two controls, one of two strengths, a prompt and a hint each.
 
     Stock calls come one after the other, as its pipeline takes one control for all; ours share each pass.
@@ -154,7 +156,7 @@ def request_kinds(batch: int) -> dict[str, Draw]:
     torch.manual_seed(0)
     base = load_base()
     controls = [wake(Control.from_base(base.pipeline)).requires_grad_(False).eval() for _ in range(2)]
-    stocks = [stock_pipeline(base, control) for control in controls]
+    stocks = [stock_pipeline(base, control, precision) for control in controls]
     hints, seeds, scales = draw_hints(batch), list(range(batch)), (0.6, 1.0)
     prompts = [f"a {('red', 'blue', 'green')[number % 3]} chair on a grey floor" for number in range(batch)]
     asked = [(number % 2, number // 2 % 2) for number in range(batch)]  # which control, which strength
@@ -168,7 +170,7 @@ def request_kinds(batch: int) -> dict[str, Draw]:
         return torch.from_numpy(np.concatenate(drawn)) * 255
 
     def by_ours(steps: int, speed: str) -> Tensor:
-        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision="bf16", speed=cast(Speed, speed))
+        how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision=precision, speed=cast(Speed, speed))
         steering = {}
         for kind in set(asked):
             mine = [number for number, own in enumerate(asked) if own == kind]
@@ -187,13 +189,13 @@ def draw_hints(count: int) -> list[np.ndarray]:
     return [(np.kron(one, np.ones((8, 8, 1))) * 255).astype(np.uint8) for one in squares]
 
 
-def stock_pipeline(base: Any, control: Control) -> Any:
+def stock_pipeline(base: Any, control: Control, precision: Precision) -> Any:
     """The same base, with weights of its own, and the same control."""
     parts = {name: copy.deepcopy(part) for name, part in base.pipeline.components.items()}
     stock: Any = StableDiffusionControlNetPipeline(
-        **parts, controlnet=stock_control(control), requires_safety_checker=False
+        **parts, controlnet=stock_control(control, precision), requires_safety_checker=False
     )
-    stock.to(BF16)
+    stock.to(TYPES[precision])
     stock.set_progress_bar_config(disable=True)
     return stock
 
@@ -240,18 +242,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--batch", type=int, default=1, help="pictures or requests at once, of the embedded base")
+    parser.add_argument("--precision", choices=TYPES, default="bf16", help="of both sides")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with ExitStack() as around, torch.no_grad():
         if options.case in ("embedded", "requests"):
-            kinds = (embedded_kinds if options.case == "embedded" else request_kinds)(options.batch)
+            make_kinds = embedded_kinds if options.case == "embedded" else request_kinds
+            kinds = make_kinds(options.batch, options.precision)
         else:
-            kinds = sd15_kinds(int(options.case.removeprefix("sd15-")), around)
+            kinds = sd15_kinds(int(options.case.removeprefix("sd15-")), options.precision, around)
         costs = measure(kinds, options.rounds, options.steps)
     show(costs, options.steps)
     if options.json:
-        facts = {name: getattr(options, name) for name in ("case", "rounds", "steps", "batch")}
+        facts = {name: getattr(options, name) for name in ("case", "rounds", "steps", "batch", "precision")}
         speeds = {"cpu": gains(costs, "cpu_s"), "wall": gains(costs, "wall_s")}
         table = {name: asdict(cost) for name, cost in costs.items()}
         facts |= {"torch": torch.__version__, "threads": 1, "speed": speeds, "costs": table}

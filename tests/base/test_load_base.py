@@ -80,12 +80,12 @@ def test_latents_are_the_posterior_of_the_autoencoder_times_its_scaling(base: Ba
     mean, std = base.encode_images(pixels)
     with torch.no_grad():
         posterior = base.pipeline.vae.encode(pixels).latent_dist
-    assert torch.equal(mean, posterior.mean * base.pipeline.vae.config.scaling_factor)
-    assert torch.equal(std, posterior.std * base.pipeline.vae.config.scaling_factor)
+    for found, theirs in ((mean, posterior.mean), (std, posterior.std)):
+        torch.testing.assert_close(found, theirs * base.pipeline.vae.config.scaling_factor, rtol=1e-4, atol=1e-6)
     assert mean.shape == (2, 4, 8, 8)
     with torch.no_grad():
         decoded = base.pipeline.vae.decode(posterior.mean).sample
-    assert torch.allclose(base.decode(mean), decoded.clamp(-1, 1), atol=1e-5)
+    assert torch.allclose(base.decode(mean), decoded.clamp(-1, 1), atol=1e-4)
 
 
 def test_captions_are_encoded_as_the_pipeline_encodes_its_prompts(base: Base) -> None:

@@ -68,7 +68,7 @@ def test_a_batch_of_several_pictures_shares_its_halves_too(pipeline: Any, contro
 def test_hastened_pictures_differ_from_plain_ones_by_rounding_alone(pipeline: Any, control: Control) -> None:
     exact = draw(pipeline, control)
     with hasten(pipeline, control):
-        assert deviation(draw(pipeline, control), exact) < 1e-5  # float32: nothing is packed
+        assert deviation(draw(pipeline, control), exact) < 1e-5
     pipeline.to(BF16)
     control.to(BF16)
     plain = draw(pipeline, control)
@@ -115,6 +115,7 @@ def test_it_can_be_entered_within_itself(pipeline: Any, control: Control) -> Non
 def test_gradients_are_those_of_the_plain_modules(pipeline: Any, control: Control) -> None:
     latents, timesteps, text, hint = tiny.make_inputs()
     latents[1], timesteps[1] = latents[0], timesteps[0]
+    control.requires_grad_(False)
 
     def gradient() -> Tensor:
         hinted = hint.clone().requires_grad_(True)
@@ -123,7 +124,7 @@ def test_gradients_are_those_of_the_plain_modules(pipeline: Any, control: Contro
 
     expected = gradient()
     with hasten(pipeline, control):
-        assert torch.equal(gradient(), expected)
+        assert deviation(gradient(), expected) < 1e-5
 
 
 # --- the text
@@ -229,7 +230,7 @@ def test_packed_layers_give_what_plain_ones_give(kind: str) -> None:
     with torch.no_grad():
         expected = module(given)
         undo = quicken(module, fixed=True)
-        assert torch.equal(module(given), expected)
+        assert deviation(module(given), expected) < 1e-6
         with torch.autocast("cpu", BF16):
             found = module(given)
         undo()

@@ -94,9 +94,11 @@ def test_a_compiled_step_is_the_same_step(new_run: Any, monkeypatch: pytest.Monk
         steps(trainer, 2, 4)
         return {name: weight.detach().clone() for name, weight in trainer.trained.items()}
 
-    plain, compile = train(), torch.compile
-    monkeypatch.setattr(torch, "compile", trace)
+    compile = torch.compile
     monkeypatch.setattr(Trainer, "_compiles", lambda self: True)
+    monkeypatch.setattr(torch, "compile", lambda module, **how: module)
+    plain = train()
+    monkeypatch.setattr(torch, "compile", trace)
     same = train()
     assert asked == [{"dynamic": False}] * 2  # once for each phase
     for name, weight in same.items():
@@ -138,7 +140,7 @@ def test_unlocking_changes_no_output_at_that_moment(new_run: Any) -> None:
     steps(trainer, 0, 2)
     before = predict(trainer)
     trainer.switch("unlocked", 2)
-    assert torch.equal(predict(trainer), before)
+    torch.testing.assert_close(predict(trainer), before, rtol=1e-5, atol=1e-6)  # trained weights take other kernels
 
 
 def test_a_switch_keeps_the_optimisers_state_of_what_stays_and_starts_the_rest_afresh(new_run: Any) -> None:

@@ -1,6 +1,7 @@
 """A base: a locked stock pipeline, with what training and drawing ask of it at hand."""
 
 import hashlib
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Any
 
@@ -12,6 +13,7 @@ from bridle.base.schedule import Schedule, read_schedule
 from bridle.control.control import Control, control_class, denoiser_of
 from bridle.control.text import Text, join_texts
 from bridle.errors import BaseError
+from bridle.kernels.quicken import quicken
 
 CAPTIONS_AT_ONCE = 64
 
@@ -100,7 +102,9 @@ class Base:
         """[B, 3, H, W] in [-1, 1] to the posterior's mean and deviation, each [B, C, h, w] float32, scaled."""
         if self.vae is None:
             return pixels.float(), torch.zeros_like(pixels, dtype=torch.float32)
-        posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
+        with ExitStack() as around:
+            around.callback(quicken(self.vae, fixed=True))
+            posterior = self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist
         shift, scale = self._scaling
         return ((posterior.mean - shift) * scale).float().cpu(), (posterior.std * scale).float().cpu()
 

@@ -16,10 +16,10 @@ from bridle.sample.twins import share_halves
 
 @contextmanager
 def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
-    """Sample faster inside the `with` block; what differs is the order of sums alone.
+    """Sample faster inside the `with` block, and inside any autocast; what differs is the rounding of sums alone.
 
-    Weights are packed, keys and values of the text kept, and what both halves of guidance have in common is computed
-    once. Weights may change meanwhile, as `attach` changes them for a control of an unlocked base.
+    Weights are packed, or in float32 turned, keys and values of the text kept, and what both halves of guidance have in
+    common is computed once. Weights may change meanwhile, as `attach` changes them for a control of an unlocked base.
 
     Args:
         pipeline: any of diffusers'; only those with a U-Net are hastened.
@@ -31,7 +31,8 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
             models = [denoiser, *controls]
             drawing = [*models, *([] if vae is None else [vae])]
             if denoiser.device.type == "cpu":
-                if denoiser.dtype is torch.float32 and speeds_up(torch.float32):  # for bfloat16 copies are packed
+                exact = denoiser.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
+                if exact and speeds_up(torch.float32):  # of those for bfloat16 copies are packed
                     around.callback(turn_weights(*drawing))
                 around.callback(quicken(*drawing, fixed=True))
                 around.callback(choose_attention(*models))

@@ -75,7 +75,11 @@ def generate(
     if init is not None and int(settings.steps * init.strength) < 1:
         raise SampleError(f"{settings.steps} steps at strength {init.strength} are no step at all; raise either")
     pictures = []
-    with hasten(base.pipeline, *(one.control for one in steering.values())):
+    in_bf16 = choose_precision(settings.precision, base.device, base.denoiser.dtype) == "bf16"
+    with (
+        torch.autocast(base.device.type, torch.bfloat16, enabled=in_bf16),
+        hasten(base.pipeline, *(one.control for one in steering.values())),
+    ):
         for start in range(0, len(prompts), settings.batch):
             rows = slice(start, start + settings.batch)
             batch = Batch(
@@ -113,11 +117,9 @@ def draw(
         pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
         return pictures if init is None else [init.keep(picture) for picture in pictures]
 
-    in_bf16 = choose_precision(settings.precision, base.device, base.denoiser.dtype) == "bf16"
     with ExitStack() as around:
         around.callback(base.denoiser.register_forward_hook(after_pass).remove)
         around.enter_context(torch.no_grad())
-        around.enter_context(torch.autocast(base.device.type, torch.bfloat16, enabled=in_bf16))
         rig = None
         if batch.steering:
             rig = around.enter_context(attach(pipeline, **{name: one.control for name, one in batch.steering.items()}))

@@ -98,7 +98,8 @@ class Trainer:
                 check_width(control, shape[-1])
             if self.precision == "bf16" or self._has_kernels():
                 self.lent.callback(turn_weights(control, denoiser))
-            self.lent.callback(choose_attention(control, denoiser))
+            if not self._compiles():
+                self.lent.callback(choose_attention(control, denoiser))
             if native.library() is None:
                 self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
@@ -263,7 +264,7 @@ class Trainer:
         """Whether our own kernels compute: of U-Nets on a CPU."""
         # Computed again for checkpointing, their results did not agree to the bit with those of the first time.
         whole = not self.sharded and not self.machine.gradient_checkpointing
-        here = self.device.type == "cpu" and speeds_up(TYPES[self.precision])
+        here = self.device.type == "cpu" and speeds_up(TYPES[self.precision]) and not self._compiles()
         return here and whole and isinstance(self.control, UNetControl)
 
     def _can_record(self) -> bool:
