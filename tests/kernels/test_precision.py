@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
+from torch import nn
 
 from bridle.kernels import choice, precision
 from bridle.kernels.precision import TYPES, can_do, choose_precision, convolution
+from bridle.kernels.stand_in import Undo
 
 CPU = torch.device("cpu")
 
@@ -32,12 +33,16 @@ def test_auto_is_what_measures_faster(monkeypatch: pytest.MonkeyPatch, fastest: 
 
 @pytest.mark.parametrize("around", [torch.inference_mode, lambda: torch.autocast("cpu", torch.bfloat16)])
 def test_it_is_found_out_wherever_somebody_asks(monkeypatch: pytest.MonkeyPatch, around) -> None:
+    """A way to measure that computed the same in both would leave the answer to chance."""
     seen: list[torch.dtype] = []
     monkeypatch.setattr(choice, "CHOSEN", {})
     monkeypatch.setattr(choice, "_kept", dict)
     monkeypatch.setattr(choice, "_settle", lambda key, measured, ways: measured)
-    conv2d = F.conv2d
-    monkeypatch.setattr(F, "conv2d", lambda *args, **more: seen.append((got := conv2d(*args, **more)).dtype) or got)
+
+    def watch(layer: nn.Module) -> Undo:
+        return layer.register_forward_hook(lambda layer, given, output: seen.append(output.dtype)).remove
+
+    monkeypatch.setattr(precision, "quicken", watch)
     with around():
         assert choose_precision("auto", CPU) in TYPES
     assert set(seen) == set(TYPES.values())

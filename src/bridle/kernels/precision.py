@@ -5,10 +5,12 @@ import os
 from typing import Any, Literal
 
 import torch
-from torch.nn import functional as F
+from torch import nn
+from torch.nn.utils import skip_init
 
 from bridle.kernels.choice import pick
 from bridle.kernels.machine import instructions
+from bridle.kernels.quicken import quicken
 
 Precision = Literal["bf16", "fp32"]
 TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -45,21 +47,23 @@ def can_do() -> tuple[str, ...]:
 
 
 def convolution(kind: torch.dtype) -> Any:
-    """One of the size that a small base has most of, with channels last, there and back.
+    """One of the size that a small base has most of, there and back, as training computes it.
 
     A few times: the answer is kept for good, and is not to hang on one moment in which something else took the core.
     """
 
-    def last(*shape: int) -> torch.Tensor:
-        tensor = torch.full(shape, 0.01, dtype=kind, device="cpu")
-        return tensor.contiguous(memory_format=torch.channels_last).requires_grad_()
-
     def once() -> None:
         # Whoever asks may be drawing without gradients, or under an autocast that would make both ways the same.
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            hidden, weight = last(8, 128, 16, 16), last(128, 128, 3, 3)
+            # Not drawn, or whether this was measured before would decide on all that is drawn later.
+            layer: Any = skip_init(nn.Conv2d, 128, 128, 3, padding=1, bias=False, dtype=kind, device="cpu")
+            nn.init.constant_(layer.weight, 0.01)
+            layer.to(memory_format=torch.channels_last)
+            hidden = torch.full((8, 128, 16, 16), 0.01, dtype=kind, device="cpu", requires_grad=True)
+            undo = quicken(layer)
             for _ in range(TIMES):
-                output = F.conv2d(hidden, weight, padding=1)
-                torch.autograd.grad(output, (hidden, weight), output.detach())
+                output = layer(hidden.to(memory_format=torch.channels_last))
+                torch.autograd.grad(output, (hidden, layer.weight), output.detach())
+            undo()
 
     return once
