@@ -2,18 +2,22 @@
    float32: 36 products in place of 144 for each 4x4 pixels of the output.
 
    The points of interpolation are 0, +-5/8, +-3/2 and infinity, as oneDNN's once were: with the usual 0, +-1, +-2 what is
-   rounded off is more than twice as much. What there is of a tile lies in 36 planes, [36, tiles, channels]; the products
-   between the planes are the caller's. Features are [batch, height, width, channels]. Tiles cover them row by row, sample
-   by sample; those at the right and lower edges reach beyond. */
+   rounded off is more than twice as much. What there is of a tile lies in 36 planes, [36, tiles, channels], and of a
+   weight in [36, out, in]; the products between the planes are the caller's. Features are [batch, height, width, channels],
+   weights [out, 3, 3, in]. Tiles cover features row by row, sample by sample; those at the right and lower edges reach
+   beyond. */
 
 #include "numbers.h"
 
 #define LANES 16
 #define IN 6  /* pixels a side of what a tile reads */
 #define OUT 4 /* pixels a side of what it writes */
+#define SIDE 3 /* of a filter */
 #define PLANES (IN * IN)
 #define P 0.625f
 #define Q 1.5f
+#define SCALE_P (1.f / (2.f * P * P * (P * P - Q * Q)))
+#define SCALE_Q (1.f / (2.f * Q * Q * (Q * Q - P * P)))
 
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 
@@ -68,7 +72,59 @@ static inline void told(const lanes *y, size from, lanes *m, size to) {
     m[5 * to] = y3;
 }
 
-/* --- and of tiles */
+static inline void filter(const lanes *g, size from, lanes *u, size to) {
+    lanes g0 = g[0], g1 = g[from], g2 = g[2 * from];
+    lanes even_p = SCALE_P * (g0 + P * P * g2), odd_p = SCALE_P * P * g1;
+    lanes even_q = SCALE_Q * (g0 + Q * Q * g2), odd_q = SCALE_Q * Q * g1;
+    u[0] = g0 / (P * P * Q * Q);
+    u[to] = even_p + odd_p;
+    u[2 * to] = even_p - odd_p;
+    u[3 * to] = even_q + odd_q;
+    u[4 * to] = even_q - odd_q;
+    u[5 * to] = g2;
+}
+
+/* The transpose of `filter`. */
+static inline void learned(const lanes *u, size from, lanes *g, size to) {
+    lanes even_p = SCALE_P * (u[from] + u[2 * from]), odd_p = SCALE_P * P * (u[from] - u[2 * from]);
+    lanes even_q = SCALE_Q * (u[3 * from] + u[4 * from]), odd_q = SCALE_Q * Q * (u[3 * from] - u[4 * from]);
+    g[0] = u[0] / (P * P * Q * Q) + even_p + even_q;
+    g[to] = odd_p + odd_q;
+    g[2 * to] = P * P * even_p + Q * Q * even_q + u[5 * from];
+}
+
+/* --- of weights */
+
+void winograd_filter(const float *weight, float *planes, size out, size channels, int threads) {
+    SHARED(threads)
+    for (size d = 0; d < out; d++) {
+        for (size c = 0; c < channels; c += LANES) {
+            lanes read[SIDE * SIDE], half[IN * SIDE], whole[PLANES];
+            const float *at = weight + d * SIDE * SIDE * channels + c;
+            for (size i = 0; i < SIDE * SIDE; i++) read[i] = load(at + i * channels, channels - c);
+            for (size j = 0; j < SIDE; j++) filter(read + j, SIDE, half + j, SIDE);
+            for (size i = 0; i < IN; i++) filter(half + SIDE * i, 1, whole + IN * i, 1);
+            for (size p = 0; p < PLANES; p++) store(planes + (p * out + d) * channels + c, whole[p], channels - c);
+        }
+    }
+}
+
+/* The transpose of `winograd_filter`: from the planes' gradient to the weight's. */
+void winograd_learned(const float *planes, float *weight, size out, size channels, int threads) {
+    SHARED(threads)
+    for (size d = 0; d < out; d++) {
+        for (size c = 0; c < channels; c += LANES) {
+            lanes read[PLANES], half[SIDE * IN], whole[SIDE * SIDE];
+            float *at = weight + d * SIDE * SIDE * channels + c;
+            for (size p = 0; p < PLANES; p++) read[p] = load(planes + (p * out + d) * channels + c, channels - c);
+            for (size j = 0; j < IN; j++) learned(read + j, IN, half + j, IN);
+            for (size i = 0; i < SIDE; i++) learned(half + IN * i, 1, whole + SIDE * i, 1);
+            for (size i = 0; i < SIDE * SIDE; i++) store(at + i * channels, whole[i], channels - c);
+        }
+    }
+}
+
+/* --- of tiles */
 
 /* Where the output of a tile begins, in the features as a whole. */
 typedef struct {

@@ -16,9 +16,16 @@ from bridle.kernels.compiler import load
 
 SIDE = 4  # pixels of a tile's output
 PLANES = 36
-POINTS = 0.625, 1.5  # as in `winograd.c`
 ROOM = 2**18  # numbers in the planes of the tiles that a thread works on at once: what the second cache holds
 FEWEST = 64  # tiles at once, or the products have too few rows to be fast
+
+ARGUMENTS = {
+    "winograd_filter": (2, 2),
+    "winograd_learned": (2, 2),
+    "winograd_input": (2, 5),
+    "winograd_output": (3, 5),
+    "winograd_told": (2, 5),
+}
 
 
 @cache
@@ -26,8 +33,8 @@ def library() -> Any:
     """The compiled functions; None where this machine has no compiler for them."""
     found = load("winograd.c")
     if found is not None:
-        for name, tensors in (("winograd_input", 2), ("winograd_output", 3), ("winograd_told", 2)):
-            getattr(found, name).argtypes = [c_void_p] * tensors + [c_int64] * 5 + [c_int]
+        for name, (tensors, sizes) in ARGUMENTS.items():
+            getattr(found, name).argtypes = [c_void_p] * tensors + [c_int64] * sizes + [c_int]
     return found
 
 
@@ -36,22 +43,13 @@ def fits(kernel: int, stride: int, padding: int) -> bool:
     return (kernel, stride, padding) == (3, 1, 1) and library() is not None
 
 
-@cache
-def filters() -> Tensor:
-    """What a filter's nine weights are to each of the planes, [36, 9]."""
-    p, q = (point**2 for point in POINTS)
-    rows = [[1 / (p * q), 0.0, 0.0]]
-    for point, square, other in ((POINTS[0], p, q), (POINTS[1], q, p)):
-        scale = 1 / (2 * square * (square - other))
-        rows += [[scale, sign * point * scale, square * scale] for sign in (1, -1)]
-    side = torch.tensor([*rows, [0.0, 0.0, 1.0]], dtype=torch.float64, device="cpu")
-    return torch.einsum("ia,jb->ijab", side, side).reshape(PLANES, 9).float()
-
-
 def form(weight: Tensor) -> Tensor:
     """[D, C, 3, 3] to what the planes are multiplied by, [36, D, C]: four times as many numbers."""
+    weight = weight.contiguous(memory_format=torch.channels_last)
     out, channels = weight.shape[:2]
-    return (filters() @ weight.permute(2, 3, 0, 1).reshape(9, -1)).view(PLANES, out, channels)
+    formed = weight.new_empty(PLANES, out, channels)
+    library().winograd_filter(weight.data_ptr(), formed.data_ptr(), out, channels, torch.get_num_threads())
+    return formed
 
 
 def forward(hidden: Tensor, formed: Tensor, bias: Tensor | None) -> Tensor:
@@ -71,7 +69,7 @@ def forward(hidden: Tensor, formed: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def weight_gradient(gradient: Tensor, hidden: Tensor) -> Tensor:
-    """[B, D, H, W] and the input, [B, C, H, W], both channels last, to [D, C, 3, 3]."""
+    """[B, D, H, W] and the input, [B, C, H, W], to [D, C, 3, 3]; all with channels last."""
     _, channels, height, width = hidden.shape
     out = gradient.shape[1]
     sums = hidden.new_zeros(PLANES, out, channels)
@@ -81,7 +79,9 @@ def weight_gradient(gradient: Tensor, hidden: Tensor) -> Tensor:
         library().winograd_input(hidden.data_ptr(), read.data_ptr(), height, width, channels, first, tiles, threads)
         library().winograd_told(gradient.data_ptr(), told.data_ptr(), height, width, out, first, tiles, threads)
         sums.baddbmm_(told.transpose(1, 2), read)
-    return (filters().t() @ sums.view(PLANES, -1)).view(3, 3, out, channels).permute(2, 3, 0, 1)
+    found = hidden.new_empty(out, 3, 3, channels)
+    library().winograd_learned(sums.data_ptr(), found.data_ptr(), out, channels, torch.get_num_threads())
+    return found.permute(0, 3, 1, 2)
 
 
 def chunks(hidden: Tensor, channels: int) -> Iterator[tuple[int, int]]:
