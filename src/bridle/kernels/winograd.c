@@ -9,7 +9,11 @@
 
 #include "numbers.h"
 
+#ifdef __AVX512F__
 #define LANES 16
+#else
+#define LANES 8
+#endif
 #define IN 6  /* pixels a side of what a tile reads */
 #define OUT 4 /* pixels a side of what it writes */
 #define SIDE 3 /* of a filter */
@@ -136,11 +140,20 @@ static inline Tile tile_at(size number_, size height, size width) {
     return (Tile){number_ / (across * down_), number_ / across % down_ * OUT, number_ % across * OUT};
 }
 
-/* Pixel (row, column) of a sample, from channel c on; zero beyond the edges. */
-static inline lanes pixel(const float *x, size sample, size row, size column, size height, size width, size channels,
-                          size c) {
-    if (row < 0 || row >= height || column < 0 || column >= width) return (lanes){0};
-    return load(x + ((sample * height + row) * width + column) * channels + c, channels - c);
+/* Where the pixels of a square lie whose first is (top, left); null beyond the edges, where they are zero. */
+static inline void square(const float *x, size sample, size top, size left, size side, size height, size width,
+                          size channels, const float **at) {
+    for (size i = 0; i < side; i++)
+        for (size j = 0; j < side; j++) {
+            size row = top + i, column = left + j;
+            int inside = row >= 0 && row < height && column >= 0 && column < width;
+            at[side * i + j] = inside ? x + ((sample * height + row) * width + column) * channels : NULL;
+        }
+}
+
+/* Of each of those pixels the channels from `c` on. */
+static inline void read_from(const float **at, size count, size c, size channels, lanes *read) {
+    for (size i = 0; i < count; i++) read[i] = at[i] ? load(at[i] + c, channels - c) : (lanes){0};
 }
 
 /* From the input to planes of the tiles `first` and on. */
@@ -149,11 +162,11 @@ void winograd_input(const float *x, float *planes, size height, size width, size
     SHARED(threads)
     for (size tile = 0; tile < tiles; tile++) {
         Tile at = tile_at(first + tile, height, width);
+        const float *pixels[PLANES];
+        square(x, at.sample, at.top - 1, at.left - 1, IN, height, width, channels, pixels);
         for (size c = 0; c < channels; c += LANES) {
             lanes read[PLANES], half[PLANES], whole[PLANES];
-            for (size i = 0; i < IN; i++)
-                for (size j = 0; j < IN; j++)
-                    read[IN * i + j] = pixel(x, at.sample, at.top + i - 1, at.left + j - 1, height, width, channels, c);
+            read_from(pixels, PLANES, c, channels, read);
             for (size j = 0; j < IN; j++) input(read + j, IN, half + j, IN);
             for (size i = 0; i < IN; i++) input(half + IN * i, 1, whole + IN * i, 1);
             for (size p = 0; p < PLANES; p++) store(planes + (p * tiles + tile) * channels + c, whole[p], channels - c);
@@ -188,11 +201,11 @@ void winograd_told(const float *y, float *planes, size height, size width, size 
     SHARED(threads)
     for (size tile = 0; tile < tiles; tile++) {
         Tile at = tile_at(first + tile, height, width);
+        const float *pixels[OUT * OUT];
+        square(y, at.sample, at.top, at.left, OUT, height, width, channels, pixels);
         for (size c = 0; c < channels; c += LANES) {
             lanes read[OUT * OUT], half[IN * OUT], whole[PLANES];
-            for (size i = 0; i < OUT; i++)
-                for (size j = 0; j < OUT; j++)
-                    read[OUT * i + j] = pixel(y, at.sample, at.top + i, at.left + j, height, width, channels, c);
+            read_from(pixels, OUT * OUT, c, channels, read);
             for (size j = 0; j < OUT; j++) told(read + j, OUT, half + j, OUT);
             for (size i = 0; i < IN; i++) told(half + OUT * i, 1, whole + IN * i, 1);
             for (size p = 0; p < PLANES; p++) store(planes + (p * tiles + tile) * channels + c, whole[p], channels - c);
