@@ -1,7 +1,8 @@
-"""What the compiled loops gain: each beside PyTorch's own way to compute the same, in bfloat16 on one thread.
+"""What the compiled loops gain: each beside PyTorch's own way to compute the same, on one thread.
 
 In: nothing; a C compiler. Out: a table. Kinds take turns; a time is the median of some rounds, a gain the median of the
-rounds' ratios. Shapes are Stable Diffusion 1.5's at 32x32 latents, one pair, and the embedded base's, 24 pairs.
+rounds' ratios. Shapes are Stable Diffusion 1.5's, one pair, and the embedded base's, 24 pairs. In bfloat16, but for
+convolutions by Winograd's way, which are in float32.
 
     python benchmarks/loops.py --rounds 31
 """
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridle.kernels import attention, native, outer, patches, tiles
+from bridle.kernels import attention, native, outer, patches, tiles, winograd
 from bridle.train.memory import keep_freed_memory
 
 BF16, LAST = torch.bfloat16, torch.channels_last
@@ -43,7 +44,29 @@ def pairs() -> list[Pair]:
     if tiles.library() is not None:
         sizes = ((8, 4096, 4096, 40), (8, 4096, 77, 40), (8, 1024, 1024, 40), (8, 256, 256, 80), (2, 256, 256, 32, 24))
         found += [attending(attention.tiled, *size) for size in sizes]
+    for shape in ((24, 64, 16), (24, 128, 8), (1, 320, 64), (1, 640, 32), (1, 1280, 16)):
+        found += convolutions(*shape)
     return found
+
+
+def convolutions(batch: int, channels: int, side: int) -> list[Pair]:
+    """By Winograd's way, the form of the weight made every time, as for one that is trained."""
+    shape = batch, channels, side, side
+    hidden, gradient = (torch.randn(shape).contiguous(memory_format=LAST) for _ in range(2))
+    weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=LAST)
+    how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
+    return [
+        (
+            f"convolution {shape}",
+            lambda: F.conv2d(hidden, weight, None, 1, 1),
+            lambda: winograd.forward(hidden, winograd.form(weight), None),
+        ),
+        (
+            "its weight's gradient",
+            lambda: torch.ops.aten.convolution_backward(gradient, hidden, weight, None, *how),
+            lambda: winograd.weight_gradient(gradient, hidden),
+        ),
+    ]
 
 
 def normalisation(order: str, *shape: int) -> Pair:

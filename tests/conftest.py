@@ -50,6 +50,19 @@ def _refuse_unless_loopback(host: str | bytes | None) -> None:
 
 
 @pytest.fixture
+def new_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """As in a process where nothing was measured yet, nor is kept."""
+    from bridle.kernels import choice
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new-machine"))
+    monkeypatch.setattr(choice, "CHOSEN", {})
+    choice._kept.cache_clear()
+    yield
+    monkeypatch.undo()
+    choice._kept.cache_clear()
+
+
+@pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """As in a process that CC=false started: no compiled loops, and nothing chosen or kept with them."""
     from bridle.kernels import choice, native, tiles, winograd

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from bridle.base.base import Base
 from bridle.base.load import load_base
 from bridle.errors import BaseError
+from bridle.kernels import conv
+from bridle.kernels.quicken import speeds_up
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +75,19 @@ def test_a_folder_of_every_family_loads_with_all_its_parts(family: str, tmp_path
         if isinstance(part, torch.nn.Module):
             loaded = getattr(ours, name).state_dict()
             assert all(torch.equal(value, loaded[key]) for key, value in part.state_dict().items())
+
+
+def test_pictures_are_encoded_by_the_kernels_and_the_autoencoder_stays_as_it_is(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not speeds_up(torch.float32):
+        pytest.skip("no C compiler here")
+    computed = []
+    compute = conv.forward
+    monkeypatch.setattr(conv, "forward", lambda hidden, spec: computed.append(hidden.dtype) or compute(hidden, spec))
+    base.encode_images(torch.zeros(1, 3, 64, 64))
+    assert set(computed) == {torch.float32}
+    assert not any("forward" in vars(module) for module in base.vae.modules())
 
 
 def test_latents_are_the_posterior_of_the_autoencoder_times_its_scaling(base: Base) -> None:

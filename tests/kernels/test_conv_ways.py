@@ -105,6 +105,8 @@ def test_only_the_wanted_channels_get_a_gradient(name: str, kind: torch.dtype) -
         nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(4, 4, (3, 1)),
         nn.Conv2d(4, 4, 3, padding="same"),
+        nn.Conv2d(4, 4, 1, padding=1),
+        nn.Conv2d(4, 4, 3, padding=3),
     ],
 )
 def test_other_convolutions_are_left_to_pytorch(conv: nn.Conv2d) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bridle.control.control import Control
 from bridle.control.text import Text
-from bridle.kernels import native
+from bridle.kernels import conv, native, winograd
 from bridle.kernels.attention import WAYS, choose_attention, fits, set_processors
 from bridle.kernels.quicken import quicken, turn_weights
 
@@ -115,6 +115,73 @@ def test_what_drawing_made_of_weights_is_forgotten_though_they_are_trained_with(
     assert forms() == before
 
 
+@needs_compiler
+def test_all_that_is_compiled_is_there_where_there_is_a_compiler() -> None:
+    """Or a fault in one file would only make things slow."""
+    assert native.library(torch.float32) is not None
+    assert winograd.library() is not None
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_without_a_compiler_float32_is_computed_by_the_modules_own_code(pair: Pair) -> None:
+    expected = predict(pair, halved=False)
+    quicken(*pair)
+    assert torch.equal(predict(pair, halved=False), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("most", [0, 2**22])
+def test_large_forms_of_float32_weights_are_not_kept(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conv, "MOST_KEPT", most)
+    monkeypatch.setattr(conv, "pick", lambda key, ways: "winograd" if "winograd" in ways() else "direct")
+    layer = nn.Conv2d(16, 16, 3, padding=1).requires_grad_(False)
+    quicken(layer)
+    layer(torch.ones(1, 16, 8, 8))
+    kept = vars(layer)["_bridle_working"]["weight"].made.values()
+    assert any(form.shape[0] == winograd.PLANES for form in kept) == (most > 0)
+
+
+@pytest.mark.parametrize("halved", [True, False])
+@pytest.mark.parametrize("kind", ["conv", "norm", "linear"])
+def test_a_bias_beside_a_locked_weight_learns(kind: str, halved: bool) -> None:
+    layers = {"conv": nn.Conv2d(8, 8, 3, padding=1), "norm": nn.GroupNorm(2, 8), "linear": nn.Linear(6, 8)}
+    layer, hidden = layers[kind], torch.randn(2, 8, 6, 6).to(memory_format=torch.channels_last)
+    layer.weight.requires_grad_(False)
+    quicken(layer)
+    for wanted in (False, True):
+        layer.bias.grad = None
+        with torch.autocast("cpu", torch.bfloat16, enabled=halved):
+            layer(hidden.clone().requires_grad_(wanted)).float().sum().backward()
+        count = hidden.numel() / 8 if kind != "linear" else hidden.numel() / 6
+        torch.testing.assert_close(layer.bias.grad, torch.full((8,), count))
+
+
+def test_what_is_empty_or_alone_is_pytorchs() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.GroupNorm(2, 4))
+    quicken(model)
+    assert model(torch.ones(0, 4, 8, 8)).shape == (0, 4, 8, 8)
+    assert model[0](torch.ones(4, 8, 8)).shape == (4, 8, 8)
+
+
+def test_weights_turned_in_inference_mode_can_be_trained_later() -> None:
+    layer = nn.Conv2d(4, 4, 3)
+    with torch.inference_mode():
+        turn_weights(layer)()
+    layer.weight.requires_grad_(True)
+    assert not layer.weight.is_inference()
+
+
+def test_weights_made_in_inference_mode_can_be_computed_with() -> None:
+    with torch.inference_mode():
+        layer = nn.Conv2d(4, 4, 3, padding=1).requires_grad_(False)
+    hidden = torch.ones(1, 4, 8, 8)
+    expected = layer(hidden)
+    quicken(layer)
+    undo = turn_weights(layer)
+    torch.testing.assert_close(layer(hidden), expected)
+    undo()
+
+
 @pytest.mark.parametrize("last", [False, True])
 def test_weights_lie_as_they_did_once_that_is_undone(last: bool) -> None:
     conv = nn.Conv2d(4, 8, 3)
@@ -214,6 +281,17 @@ def test_group_normalisation_is_pytorchs(
     assert ((output - right).norm() / right.norm()).item() < off
     for ours, theirs in zip(found, expected, strict=True):
         assert ((ours - theirs).norm() / theirs.norm()).item() < off
+
+
+@needs_compiler
+def test_group_normalisation_is_exact_beside_an_outlier() -> None:
+    torch.manual_seed(0)
+    norm, hidden = nn.GroupNorm(2, 16), torch.randn(1, 16, 32, 32)
+    hidden[..., 0, 0] = 100.0
+    expected = copy.deepcopy(norm).double()(hidden.double())
+    quicken(norm)
+    found = norm(hidden.to(memory_format=torch.channels_last))
+    assert ((found - expected).norm() / expected.norm()).item() < 3e-7
 
 
 @pytest.mark.parametrize("name", ["flash", "kept", pytest.param("again", marks=needs_compiler)])

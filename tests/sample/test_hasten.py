@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.kernels.packed import packs
-from bridle.kernels.quicken import quicken
+from bridle.kernels.quicken import quicken, speeds_up
 from bridle.sample.hasten import hasten
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
@@ -76,6 +76,19 @@ def test_hastened_pictures_differ_from_plain_ones_by_rounding_alone(pipeline: An
         found = draw(pipeline, control)
     assert deviation(found, plain) < 0.05
     assert deviation(found, exact) < 1.5 * deviation(plain, exact)
+
+
+def test_float32_weights_are_turned_meanwhile_and_those_for_bfloat16_are_not(pipeline: Any, control: Control) -> None:
+    def lie(*models: Any) -> list[tuple[int, ...]]:
+        return [weight.stride() for model in models for weight in model.parameters()]
+
+    models = pipeline.unet, pipeline.vae, control
+    before = lie(*models)
+    with torch.autocast("cpu", BF16), hasten(pipeline, control):
+        assert lie(*models) == before
+    with hasten(pipeline, control):
+        assert (lie(*models) != before) == speeds_up(torch.float32)
+    assert lie(*models) == before
 
 
 def test_autocast_is_hastened_as_well(pipeline: Any, control: Control) -> None:

@@ -14,6 +14,7 @@ from bridle.base.load import load_base
 from bridle.control.control import Control
 from bridle.control.strength import Strength
 from bridle.errors import BridleError, ConfigError, HintError, SampleError
+from bridle.kernels.quicken import speeds_up
 from bridle.sample import sampler
 from bridle.sample.pipelines import pick_pipeline
 from bridle.sample.sampler import generate, reconstruct
@@ -48,6 +49,19 @@ def distance(left: list[np.ndarray], right: list[np.ndarray]) -> int:
     """The largest difference of a pixel, in levels of 256."""
     assert len(left) == len(right) > 0
     return max(int(np.abs(a.astype(int) - b.astype(int)).max()) for a, b in zip(left, right, strict=True))
+
+
+def test_bfloat16_is_known_of_before_weights_are_turned(base: Base, control: Control) -> None:
+    """They are packed for it, and turning them takes a second for each gigabyte."""
+    lie = []
+
+    def look() -> None:
+        lie.append(base.denoiser.conv_in.weight.is_contiguous())
+
+    for precision in ("bf16", "fp32"):
+        settings = SampleSettings(steps=1, precision=cast(Any, precision))
+        generate(base, control, HINTS[:1], PROMPTS[:1], SEEDS[:1], settings, on_step=look)
+    assert lie == [True, not speeds_up(torch.float32)]
 
 
 DIFFUSION = sorted(name for name in SCHEDULERS if not name.startswith("flow"))

@@ -215,6 +215,18 @@ def test_the_base_is_left_as_it_was_found(new_run: Any, wide_cache: Cache, preci
     assert ways(run.base) == before
 
 
+@pytest.mark.usefixtures("new_machine")
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_what_is_fastest_is_found_out_also_where_activations_are_computed_again(
+    new_run: Any, wide_cache: Cache, precision: str
+) -> None:
+    """What was measured in the first pass was once taken for what its blocks keep, and the run ended there."""
+    run = new_run("run", precision=precision, steps=2)
+    run.cache = wide_cache
+    run.start(machine=MachineSettings(gradient_checkpointing=True))
+    assert len(read_rows(run.folder / "metrics.jsonl")) == 2
+
+
 def test_a_run_that_is_refused_leaves_the_base_as_it_found_it(
     new_run: Any, wide_cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

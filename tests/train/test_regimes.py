@@ -12,6 +12,8 @@ from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.text import Text
 from bridle.errors import ConfigError
+from bridle.kernels import conv
+from bridle.kernels.quicken import speeds_up, turn_weights
 from bridle.train import watch
 from bridle.train.log import read_rows
 from bridle.train.record import Recorded
@@ -156,6 +158,43 @@ def test_a_switch_keeps_the_optimisers_state_of_what_stays_and_starts_the_rest_a
     after = trainer.tensors()
     assert after["optimizer.control.conv_in.weight.step"] == 3
     assert after[f"optimizer.{SKIPS}0.weight.step"] == 1
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_without_averaging_what_is_saved_is_what_was_trained(new_run: Any, optimizer: str) -> None:
+    """Also once weights have come to lie elsewhere, as 8-bit optimisers and drawing have them."""
+    if optimizer == "adamw8bit":
+        pytest.importorskip("bitsandbytes")
+    trainer = make_trainer(new_run("run"), regime="large", ema_decay=0.0, optimizer=optimizer, warmup=0, clip_norm=1.0)
+    steps(trainer, 0, 2)
+    trainer.switch("unlocked", 2)
+    turn_weights(trainer.denoiser)()
+    weights = [module.weight for module in trainer.denoiser.modules() if type(module) is torch.nn.Conv2d]
+    for weight in weights:
+        weight.data = weight.data.clone()
+    steps(trainer, 2, 4)
+    with trainer.averaged() as control:
+        for name, weight in trainer.control.named_parameters():
+            assert torch.equal(control.get_parameter(name), weight), name
+        delta = control.base_delta
+    expected = {name: trainer.original[f"base.{name}"] + change for name, change in delta.items()}
+    assert expected
+    for name, weight in expected.items():
+        torch.testing.assert_close(trainer.denoiser.get_parameter(name).detach(), weight)
+
+
+def test_a_step_in_float32_is_computed_by_the_kernels(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not speeds_up(torch.float32):
+        pytest.skip("no C compiler here")
+    computed = []
+    compute = conv.forward
+    monkeypatch.setattr(conv, "forward", lambda hidden, spec: computed.append(hidden.dtype) or compute(hidden, spec))
+    trainer = make_trainer(new_run("run"), precision="fp32")
+    steps(trainer, 0, 1)
+    assert set(computed) == {torch.float32}
+    assert trainer.control.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    trainer.close()
+    assert trainer.denoiser.conv_in.weight.is_contiguous()
 
 
 @pytest.mark.parametrize(("unlock", "part"), [("decoder", 0.5), ("all", 0.9)])

@@ -20,26 +20,25 @@ from bridle.kernels.choice import pick
 from bridle.kernels.outer import outer
 from bridle.kernels.packed import convolve_packed, multiply_packed, pack_filters, pack_rows, packs
 from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
-from bridle.kernels.working import BF16, Layer, gradient_type, identity, sum_rows
+from bridle.kernels.working import BF16, Layer, gradient_type, identity, learns, sum_rows
 
 MOST_KEPT = 2**22  # numbers in a form of a float32 weight beyond which it is made anew every time: 16 MiB
 PLANES_A_WEIGHT = winograd.PLANES // 9
 
 
 def fits(conv: nn.Conv2d) -> bool:
-    """Whether `convolve` knows such a convolution: square kernel, zero padding, no groups, no dilation."""
+    """Whether `convolve` knows such a convolution: square kernel, less padding of zeros, no groups, no dilation."""
     plain = conv.groups == 1 and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
-    numbers = isinstance(conv.padding, tuple) and conv.padding[0] == conv.padding[1]
+    numbers = isinstance(conv.padding, tuple) and conv.padding[0] == conv.padding[1] < conv.kernel_size[0]
     return plain and numbers and conv.stride[0] == conv.stride[1] and conv.kernel_size[0] == conv.kernel_size[1]
 
 
 def convolve(spec: "Spec", hidden: Tensor) -> Tensor:
     """Stands in for a convolution's `forward`: [B, C, H, W] to [B, D, H', W'], channels last, in the input's type."""
     hidden = hidden.contiguous(memory_format=LAST)
-    weight = spec.conv.weight
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or weight.requires_grad):
+    if not learns(hidden, spec.conv.weight, spec.conv.bias):
         return forward(hidden, spec)
-    output: Tensor = Conv.apply(hidden, weight, spec.conv.bias, spec)
+    output: Tensor = Conv.apply(hidden, spec.conv.weight, spec.conv.bias, spec)
     return output
 
 
@@ -267,7 +266,9 @@ INPUT: dict[str, Way] = {
 
 def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor:
     """By the fastest of the ways; a form that is made anew every time is timed as well."""
-    what, kind = "forward" if ways is FORWARD else "input", hidden.dtype
+    kind = hidden.dtype
+    # Forward all channels count: the same way, so the same rounding, whatever gradients are wanted.
+    what = ("forward",) if ways is FORWARD else ("input", spec.channels)
 
     def form(name: str) -> Tensor:
         """Trained weights' too are kept until the next step, but for those that are larger than the weight."""
@@ -276,7 +277,7 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
             return ways[name].form(weight, spec, hidden.shape)
 
         if keeps(ways[name], spec, kind) or (spec.trained and not ways[name].planes):
-            return spec.form(f"{what} {name} {spec.channels}", make, kind)
+            return spec.form(f"{what} {name}", make, kind)
         return make(spec.form("cast", identity, kind))
 
     def timed() -> dict[str, Any]:
@@ -292,7 +293,7 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
             found[name] = once
         return found
 
-    name = pick((what, *spec.numbers, *hidden.shape, spec.channels, spec.trained, kind), timed)
+    name = pick((*what, *spec.numbers, *hidden.shape, spec.trained, kind), timed)
     return ways[name].compute(hidden, form(name), spec, *sizes)
 
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -10,13 +9,13 @@ from torch.nn import functional as F
 
 from bridle.kernels.outer import outer
 from bridle.kernels.packed import multiply_packed, pack_rows, packs
-from bridle.kernels.working import BF16, Form, Layer, gradient_type, identity, sum_rows
+from bridle.kernels.working import BF16, Form, Layer, gradient_type, identity, learns, sum_rows
 
 
 def project(layer: Layer, hidden: Tensor) -> Tensor:
     """Stands in for a linear layer's `forward`: [..., C] to [..., D], bfloat16."""
     linear = layer.module
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or linear.weight.requires_grad):
+    if not learns(hidden, linear.weight, linear.bias):
         return forward(hidden, layer)
     output: Tensor = Linear.apply(hidden, linear.weight, linear.bias, layer)
     return output

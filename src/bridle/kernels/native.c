@@ -1,8 +1,8 @@
 /* What a training step does between its matrix products, on a CPU, where PyTorch takes longer.
 
-   Features are rows: [rows, channels], channels next to each other; what they are, numbers.h says. Every function computes
-   in float32. Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's number of threads, whose OpenMP
-   library this is linked to. */
+   Features are rows: [rows, channels], channels next to each other; what they are, numbers.h says. Every function
+   computes in float32. Loops are plain: the compiler makes vectors of them. `threads` is PyTorch's number of threads,
+   whose OpenMP library this is linked to. */
 
 #include "numbers.h"
 
@@ -13,7 +13,7 @@
 
 static inline int few(int threads, size elements) { return elements < PARALLEL ? 1 : threads; }
 
-/* e^x to 3e-7 of itself, for x as far as a float has room: 2^n times a polynomial on [-1/2, 1/2]. */
+/* e^x to 4e-6 of itself, 3e-7 where x is small, as far as a float has room: 2^n times a polynomial on [-1/2, 1/2]. */
 static inline float exponential(float x) {
     float scaled = x * 1.44269504f;
     scaled = scaled > 126.f ? 126.f : scaled;
@@ -110,7 +110,28 @@ static inline size parts_of(size batch, size channels, size groups, int threads)
     return parts;
 }
 
-/* Sums are about the first pixel, or those of squares would cancel where what varies is small beside the mean. */
+/* Of each channel, over the pixels of a part: the sum of the features, or of their squares about `about`. */
+static inline void sum_part(const number *x, Part part, size pixels, size channels, const float *about, double *sums) {
+    size count = part.channels;
+    memset(sums, 0, count * sizeof(double));
+    for (size block = 0; block < pixels; block += BLOCK) {
+        float some[CHANNELS];
+        memset(some, 0, count * sizeof(float));
+        for (size p = block; p < least(block + BLOCK, pixels); p++) {
+            const number *row = x + part.start + p * channels;
+            if (about) {
+                EACH for (size c = 0; c < count; c++) {
+                    float v = up(row[c]) - about[c];
+                    some[c] += v * v;
+                }
+            } else {
+                EACH for (size c = 0; c < count; c++) some[c] += up(row[c]);
+            }
+        }
+        EACH for (size c = 0; c < count; c++) sums[c] += some[c];
+    }
+}
+
 void group_norm(const number *x, const float *weight, const float *bias, number *y, float *mean, float *inverse,
                size batch, size pixels, size channels, size groups, float eps, int threads) {
     size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
@@ -118,44 +139,26 @@ void group_norm(const number *x, const float *weight, const float *bias, number 
     for (size unit = 0; unit < batch * parts; unit++) {
         Part part = part_of(unit, parts, pixels, channels, groups);
         size from = part.channel, count = part.channels;
-        const number *in = x + part.start;
-        number *out = y + part.start;
-        double sum[CHANNELS] = {0}, square[CHANNELS] = {0};
+        double sums[CHANNELS], elements = (double)(pixels * wide);
         float about[CHANNELS], slope[CHANNELS], level[CHANNELS];
-        EACH for (size c = 0; c < count; c++) about[c] = up(in[c]);
-        for (size block = 0; block < pixels; block += BLOCK) {
-            float some[CHANNELS], squares[CHANNELS];
-            memset(some, 0, count * sizeof(float)), memset(squares, 0, count * sizeof(float));
-            for (size p = block; p < least(block + BLOCK, pixels); p++) {
-                const number *row = in + p * channels;
-                EACH for (size c = 0; c < count; c++) {
-                    float v = up(row[c]) - about[c];
-                    some[c] += v;
-                    squares[c] += v * v;
-                }
-            }
-            EACH for (size c = 0; c < count; c++) sum[c] += some[c], square[c] += squares[c];
-        }
+        sum_part(x, part, pixels, channels, NULL, sums);
         for (size group = 0; group < part.groups; group++) {
-            double m = 0, variance = 0;
-            for (size c = group * wide; c < (group + 1) * wide; c++) m += about[c] + sum[c] / pixels;
-            m /= wide;
-            for (size c = group * wide; c < (group + 1) * wide; c++) {
-                double own = sum[c] / pixels, off = about[c] + own - m;
-                variance += square[c] / pixels - own * own + off * off;
-            }
-            float r = (float)(1.0 / sqrt((variance < 0 ? 0 : variance / wide) + eps));
-            mean[part.group + group] = (float)m;
-            inverse[part.group + group] = r;
-            for (size c = group * wide; c < (group + 1) * wide; c++) {
-                slope[c] = r * weight[from + c];
-                level[c] = bias[from + c];
-                about[c] = (float)m;
-            }
+            double sum = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) sum += sums[c];
+            mean[part.group + group] = (float)(sum / elements);
+            for (size c = group * wide; c < (group + 1) * wide; c++) about[c] = mean[part.group + group];
+        }
+        sum_part(x, part, pixels, channels, about, sums);
+        for (size group = 0; group < part.groups; group++) {
+            double sum = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) sum += sums[c];
+            float r = inverse[part.group + group] = (float)(1.0 / sqrt(sum / elements + eps));
+            for (size c = group * wide; c < (group + 1) * wide; c++)
+                slope[c] = r * weight[from + c], level[c] = bias[from + c];
         }
         for (size p = 0; p < pixels; p++) {
-            const number *row = in + p * channels;
-            number *to = out + p * channels;
+            const number *row = x + part.start + p * channels;
+            number *to = y + part.start + p * channels;
             EACH for (size c = 0; c < count; c++) to[c] = down((up(row[c]) - about[c]) * slope[c] + level[c]);
         }
     }
@@ -170,8 +173,9 @@ void group_norm_backward(const number *g, const number *x, const float *weight, 
     for (size unit = 0; unit < batch * parts; unit++) {
         Part part = part_of(unit, parts, pixels, channels, groups);
         size from = part.channel, count = part.channels, start = part.start, sample = unit / parts;
-        double sum[CHANNELS] = {0}, product[CHANNELS] = {0};
+        double sum[CHANNELS], product[CHANNELS];
         float about[CHANNELS], pull[CHANNELS], slope[CHANNELS], level[CHANNELS];
+        memset(sum, 0, count * sizeof(double)), memset(product, 0, count * sizeof(double));
         for (size c = 0; c < count; c++) about[c] = mean[part.group + c / wide];
         for (size block = 0; block < pixels; block += BLOCK) {
             float some[CHANNELS], products[CHANNELS];
@@ -215,11 +219,11 @@ void group_norm_backward(const number *g, const number *x, const float *weight, 
 /* Every pixel's neighbourhood as a row, zero beyond the edges: [batch, height, width, channels] to
    [batch * down * across, kernel^2 * channels]. */
 void gather(const number *x, number *y, size batch, size height, size width, size channels, size kernel, size stride,
-            size padding, size down_, size across, int threads) {
+            size padding, size high, size across, int threads) {
     size bytes = channels * sizeof(number);
-    SHARED(few(threads, batch * down_ * across * kernel * kernel * channels))
-    for (size line = 0; line < batch * down_; line++) {
-        size sample = line / down_, top = line % down_ * stride - padding;
+    SHARED(few(threads, batch * high * across * kernel * kernel * channels))
+    for (size line = 0; line < batch * high; line++) {
+        size sample = line / high, top = line % high * stride - padding;
         for (size column = 0; column < across; column++) {
             size left = column * stride - padding;
             size from = left < 0 ? -left : 0, to = least(kernel, width - left);
@@ -239,8 +243,8 @@ void gather(const number *x, number *y, size batch, size height, size width, siz
 }
 
 /* The transpose of `gather`: what every pixel is told, added up. Of `channels` the first `wanted` are. */
-void scatter(const number *said, number *dx, size batch, size height, size width, size channels, size wanted, size kernel,
-            size stride, size padding, size down_, size across, int threads) {
+void scatter(const number *said, number *dx, size batch, size height, size width, size channels, size wanted,
+             size kernel, size stride, size padding, size high, size across, int threads) {
     SHARED(few(threads, batch * height * width * channels))
     for (size line = 0; line < batch * height; line++) {
         size sample = line / height, row = line % height + padding;
@@ -252,11 +256,11 @@ void scatter(const number *said, number *dx, size batch, size height, size width
                 memset(sum, 0, count * sizeof(float));
                 for (size k = 0; k < kernel; k++) {
                     size r = (row - k) / stride;
-                    if (row < k || (row - k) % stride || r >= down_) continue;
+                    if (row < k || (row - k) % stride || r >= high) continue;
                     for (size l = 0; l < kernel; l++) {
                         size c = (column - l) / stride;
                         if (column < l || (column - l) % stride || c >= across) continue;
-                        size from = (((sample * down_ + r) * across + c) * kernel + k) * kernel + l;
+                        size from = (((sample * high + r) * across + c) * kernel + k) * kernel + l;
                         const number *in = said + from * channels + first;
                         EACH for (size i = 0; i < count; i++) sum[i] += up(in[i]);
                     }

@@ -10,14 +10,14 @@ from torch.autograd.function import once_differentiable
 
 from bridle.kernels import native
 from bridle.kernels.choice import pick
-from bridle.kernels.working import BF16
+from bridle.kernels.working import BF16, learns
 
 
 def normalise(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
     """Stands in for a group normalisation's `forward`: [B, C, H, W], channels last, in the input's type."""
     if not hidden.is_contiguous(memory_format=torch.channels_last):
         return nn.GroupNorm.forward(norm, hidden)
-    if not torch.is_grad_enabled() or not (hidden.requires_grad or norm.weight.requires_grad):
+    if not learns(hidden, norm.weight, norm.bias):
         return forward(hidden, norm)[0]
     output: Tensor = GroupNorm.apply(hidden, norm.weight, norm.bias, norm)
     return output
@@ -30,7 +30,7 @@ Way = Callable[[], Normalised]
 def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
     """Returns: normalised [B, C, H, W], and of each group mean and 1 / deviation, [B, G], float32."""
     sizes = (hidden.shape[0], hidden.shape[1], hidden.shape[2] * hidden.shape[3])
-    weight, bias = norm.weight.detach(), norm.bias.detach()
+    weight, bias = norm.weight.detach().contiguous(), norm.bias.detach().contiguous()
 
     def theirs() -> Normalised:
         found = torch.ops.aten.native_group_norm(hidden, weight, bias, *sizes, norm.num_groups, norm.eps)
@@ -52,7 +52,7 @@ def backward(
 ) -> Normalised:
     """Returns: the gradients of input, weight and bias; the latter two mean nothing unless they are trained."""
     sizes = (hidden.shape[0], hidden.shape[1], hidden.shape[2] * hidden.shape[3])
-    weight = norm.weight.detach()
+    weight = norm.weight.detach().contiguous()
 
     def theirs() -> Normalised:
         kind = weight.dtype
@@ -151,7 +151,7 @@ class GroupNorm(Function):
     def backward(ctx: Any, gradient: Tensor) -> Any:
         (hidden, mean, inverse), norm = ctx.saved_tensors, ctx.norm
         gradient = gradient.to(hidden.dtype).contiguous(memory_format=torch.channels_last)
-        trained = ctx.needs_input_grad[1]
+        trained = any(ctx.needs_input_grad[1:3])
         for_hidden, for_weight, for_bias = backward(gradient, hidden, mean, inverse, norm, trained)
         if not trained:
             return for_hidden, None, None, None

@@ -25,4 +25,4 @@ def outer(left: Tensor, right: Tensor) -> Tensor:
     def ways() -> dict[str, Way]:
         return {name: partial(way, left, right) for name, way in WAYS.items()}
 
-    return WAYS[pick(("outer", *left.shape, right.shape[1]), ways)](left, right)
+    return WAYS[pick(("outer", *left.shape, right.shape[1], left.dtype), ways)](left, right)

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -54,16 +55,20 @@ def convolution(kind: torch.dtype) -> Any:
 
     def once() -> None:
         # Whoever asks may be drawing without gradients, or under an autocast that would make both ways the same.
-        with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
-            # Not drawn, or whether this was measured before would decide on all that is drawn later.
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cpu", enabled=False),
+            ExitStack() as undo,
+        ):
+            # Random numbers are left alone: those drawn later would depend on whether this was measured before.
             layer: Any = skip_init(nn.Conv2d, 128, 128, 3, padding=1, bias=False, dtype=kind, device="cpu")
             nn.init.constant_(layer.weight, 0.01)
             layer.to(memory_format=torch.channels_last)
             hidden = torch.full((8, 128, 16, 16), 0.01, dtype=kind, device="cpu", requires_grad=True)
-            undo = quicken(layer)
+            undo.callback(quicken(layer))
             for _ in range(TIMES):
                 output = layer(hidden.to(memory_format=torch.channels_last))
                 torch.autograd.grad(output, (hidden, layer.weight), output.detach())
-            undo()
 
     return once

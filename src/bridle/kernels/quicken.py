@@ -20,6 +20,8 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None,
 
     Only on a CPU, in bfloat16 (under autocast, or where features come in it) or, with a compiler, in float32. Anything
     else, and linear layers in float32, run the modules' own code. The results differ from that only by rounding.
+    Weights may change between two calls, but not through `.data` in place, nor between a call and its backward pass,
+    of which there can be one.
 
     Args:
         models: U-Nets, or controls of them.
@@ -49,14 +51,21 @@ def turn_weights(*models: nn.Module) -> Undo:
     differently on them, though, so they are to be turned back. Returns: what does.
     """
     convs = [module for model in models for module in model.modules() if type(module) is nn.Conv2d]
-    turned = [module for module in convs if not module.weight.is_contiguous(memory_format=torch.channels_last)]
+    last = torch.channels_last
+    turned = [one for one in convs if not (one.weight.is_contiguous(memory_format=last) or one.weight.is_inference())]
+    lay = [(module, module.weight.stride()) for module in turned]
 
-    def lay(order: torch.memory_format) -> None:
+    # A tensor made in inference mode could never be trained.
+    def turn_back() -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            for module, strides in lay:
+                before = torch.empty_strided(module.weight.shape, strides, dtype=module.weight.dtype)
+                module.weight.data = before.copy_(module.weight)
+
+    with torch.inference_mode(False):
         for module in turned:
-            module.weight.data = module.weight.data.contiguous(memory_format=order)
-
-    lay(torch.channels_last)
-    return partial(lay, torch.contiguous_format)
+            module.weight.data = module.weight.data.contiguous(memory_format=last)
+    return turn_back
 
 
 def trained_products(model: nn.Module) -> dict[nn.Parameter, Working]:
@@ -82,9 +91,16 @@ def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) ->
 def choose(module: nn.Module, compute: Callable[[Tensor], Tensor], plain: Forward, hidden: Tensor, *others: Any) -> Any:
     """Either way of computing a module's output."""
     kind = computed_in(hidden)
-    if kind is None or (kind is torch.float32 and not knows_float32(module)):
+    if kind is None or not knows(module, hidden) or (kind is torch.float32 and not knows_float32(module)):
         return plain(hidden, *others)
     return compute(hidden.to(kind))
+
+
+def knows(module: nn.Module, hidden: Tensor) -> bool:
+    """Whether there is something to compute; that weights of inference mode change, nobody is told."""
+    weight = getattr(module, "weight", None)
+    alone = type(module) is nn.Conv2d and hidden.ndim != 4
+    return hidden.numel() > 0 and not alone and (weight is None or not weight.is_inference())
 
 
 def speeds_up(kind: torch.dtype) -> bool:

@@ -1,10 +1,10 @@
-/* Convolutions of 3x3 with stride 1 and a border of 1 by Winograd's minimal filtering F(4x4, 3x3) (arXiv 1509.09308), in
-   float32: 36 products in place of 144 for each 4x4 pixels of the output.
+/* Convolutions of 3x3 with stride 1 and a border of 1 by Winograd's minimal filtering F(4x4, 3x3) (arXiv 1509.09308),
+   in float32: 36 products in place of 144 for each 4x4 pixels of the output.
 
-   The points of interpolation are 0, +-5/8, +-3/2 and infinity, as oneDNN's once were: with the usual 0, +-1, +-2 what is
-   rounded off is more than twice as much. What there is of a tile lies in 36 planes, [36, tiles, channels], and of a
-   weight in [36, out, in]; the products between the planes are the caller's. Features are [batch, height, width, channels],
-   weights [out, 3, 3, in]. Tiles cover features row by row, sample by sample; those at the right and lower edges reach
+   The points of interpolation are 0, +-5/8, +-3/2 and infinity: with the usual 0, +-1, +-2 what is rounded off is more
+   than twice as much. What there is of a tile lies in 36 planes, [36, tiles, channels], and of a weight in [36, out,
+   in]; the products between the planes are the caller's. Features are [batch, height, width, channels], and weights
+   [out, 3, 3, in]. Tiles cover features row by row, sample by sample; those at the right and lower edges reach
    beyond. */
 
 #include "numbers.h"
@@ -26,27 +26,28 @@
 typedef float lanes __attribute__((vector_size(4 * LANES)));
 
 /* Of the channels from `at` on, as many as there are lanes, or are left. */
-static inline lanes load(const float *at, size left) {
+static inline lanes load(const float *at, size rest) {
     lanes found = {0};
-    if (left >= LANES)
+    if (rest >= LANES)
         memcpy(&found, at, sizeof found);
     else
-        memcpy(&found, at, left * sizeof(float));
+        memcpy(&found, at, rest * sizeof(float));
     return found;
 }
 
-static inline void store(float *at, lanes given, size left) {
-    if (left >= LANES)
+static inline void store(float *at, lanes given, size rest) {
+    if (rest >= LANES)
         memcpy(at, &given, sizeof given);
     else
-        memcpy(at, &given, left * sizeof(float));
+        memcpy(at, &given, rest * sizeof(float));
 }
 
 /* --- each transform along one side; `from` and `to` say how far apart its elements lie */
 
 static inline void input(const lanes *x, size from, lanes *v, size to) {
     lanes x1 = x[from], x2 = x[2 * from], x3 = x[3 * from], x4 = x[4 * from];
-    lanes even_p = x4 - Q * Q * x2, odd_p = P * (x3 - Q * Q * x1), even_q = x4 - P * P * x2, odd_q = Q * (x3 - P * P * x1);
+    lanes even_p = x4 - Q * Q * x2, odd_p = P * (x3 - Q * Q * x1);
+    lanes even_q = x4 - P * P * x2, odd_q = Q * (x3 - P * P * x1);
     v[0] = P * P * Q * Q * x[0] - (P * P + Q * Q) * x2 + x4;
     v[to] = even_p + odd_p;
     v[2 * to] = even_p - odd_p;
@@ -67,7 +68,8 @@ static inline void output(const lanes *m, size from, lanes *y, size to) {
 /* The transpose of `output`. */
 static inline void told(const lanes *y, size from, lanes *m, size to) {
     lanes y0 = y[0], y2 = y[2 * from], y1 = y[from], y3 = y[3 * from];
-    lanes even_p = y0 + P * P * y2, odd_p = P * (y1 + P * P * y3), even_q = y0 + Q * Q * y2, odd_q = Q * (y1 + Q * Q * y3);
+    lanes even_p = y0 + P * P * y2, odd_p = P * (y1 + P * P * y3);
+    lanes even_q = y0 + Q * Q * y2, odd_q = Q * (y1 + Q * Q * y3);
     m[0] = y0;
     m[to] = even_p + odd_p;
     m[2 * to] = even_p - odd_p;
@@ -135,9 +137,9 @@ typedef struct {
     size sample, top, left;
 } Tile;
 
-static inline Tile tile_at(size number_, size height, size width) {
-    size across = (width + OUT - 1) / OUT, down_ = (height + OUT - 1) / OUT;
-    return (Tile){number_ / (across * down_), number_ / across % down_ * OUT, number_ % across * OUT};
+static inline Tile tile_at(size tile, size height, size width) {
+    size across = (width + OUT - 1) / OUT, high = (height + OUT - 1) / OUT;
+    return (Tile){tile / (across * high), tile / across % high * OUT, tile % across * OUT};
 }
 
 /* Where the pixels of a square lie whose first is (top, left); null beyond the edges, where they are zero. */

@@ -64,11 +64,12 @@ def working(module: nn.Module, name: str) -> Working:
 
 def forget_forms(module: nn.Module) -> Callable[[], None]:
     """Returns: what forgets all forms that are made from now on, however long their weights last."""
-    known = {name: set(forms.made) for name, forms in vars(module).get("_bridle_working", {}).items()}
+    known = {name: (forms.of, set(forms.made)) for name, forms in vars(module).get("_bridle_working", {}).items()}
 
     def forget() -> None:
         for name, forms in vars(module).get("_bridle_working", {}).items():
-            forms.made = {key: made for key, made in forms.made.items() if key in known.get(name, ())}
+            of, names = known.get(name, (None, ()))
+            forms.made = {key: made for key, made in forms.made.items() if forms.of == of and key in names}
         if not known:
             vars(module).pop("_bridle_working", None)
 
@@ -121,6 +122,11 @@ def count_changes(optimizer: Optimizer, *_: Any) -> None:
     """
     if not getattr(optimizer, "counts_changes", False):
         increment_version([weight for group in optimizer.param_groups for weight in group["params"]])
+
+
+def learns(*parts: Tensor | None) -> bool:
+    """Whether any of what is computed with wants a gradient."""
+    return torch.is_grad_enabled() and any(part is not None and part.requires_grad for part in parts)
 
 
 def gradient_type(weight: Tensor) -> torch.dtype:

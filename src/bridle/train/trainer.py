@@ -248,8 +248,8 @@ class Trainer:
         parts = self._parts()  # again: sharding puts others in their place
         self.trained = {name: parameter for part in parts.values() for name, parameter in part.items()}
         self.names = {parameter: name for name, parameter in self.trained.items()}
-        base = {name: parameter.detach() for name, parameter in parts.get("base", {}).items()}
-        self.original = {name: self.original.get(name, weight.clone()) for name, weight in base.items()}
+        base = parts.get("base", {})
+        self.original = {name: self.original.get(name, weight.detach().clone()) for name, weight in base.items()}
         self.averages = self._averaged_weights(base)
         lr = self.settings.peak_lr
         groups = [{"params": list(part.values()), "part": name, "lr": lr} for name, part in parts.items()]
@@ -305,15 +305,16 @@ class Trainer:
     def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
         return trained_parts(self.inner, self.phase, unlocks(self.settings))
 
-    def _averaged_weights(self, base: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _averaged_weights(self, base: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """The averages by the names of what they average; of the control all, also what is not trained yet."""
-        weights = {f"control.{name}": parameter.detach() for name, parameter in self.control.named_parameters()} | base
+        weights = {f"control.{name}": parameter for name, parameter in self.control.named_parameters()} | base
         if not self.settings.ema_decay:
-            return weights  # themselves: an average of one takes no memory
+            # Themselves, for an average of one takes no memory; as parameters, whose data may come to lie elsewhere.
+            return dict(weights)
         before = self.averages
         if not self.sharded:
             before = {f"control.{name}": parameter for name, parameter in self.average.named_parameters()} | before
-        return {name: before[name] if name in before else weight.clone() for name, weight in weights.items()}
+        return {name: before[name] if name in before else weight.detach().clone() for name, weight in weights.items()}
 
     def _halve(self) -> None:
         """Go on with half as many pairs per forward pass. Raises: TrainError: one is too many, or others wait."""
@@ -372,7 +373,7 @@ class Trainer:
     def base_delta(self) -> dict[str, Tensor]:
         """What the averaged base differs by from the one that training began with; empty while it is locked."""
         original = {name.removeprefix("base."): full(weight) for name, weight in self.original.items()}
-        return take_delta(original, {name: full(self.averages[f"base.{name}"]) for name in original})
+        return take_delta(original, {name: full(self.averages[f"base.{name}"].detach()) for name in original})
 
     @torch.no_grad()
     def _collect(self) -> None:
@@ -382,7 +383,7 @@ class Trainer:
             if self.sharded:
                 parameter.copy_(full(averaged))
             elif averaged.data_ptr() != parameter.data_ptr():
-                parameter.data = averaged
+                parameter.data = averaged.detach()
 
     def tensors(self) -> dict[str, Tensor]:
         """All that is large in the state."""
