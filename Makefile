@@ -34,6 +34,7 @@ bench: .venv/.installed-dev
 	mkdir -p work/bench
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --no-encode --rounds 15 --json work/bench/step-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --rounds 9 --json work/bench/step-embedded-encode.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size embedded --batch 24 --no-encode --precision fp32 --rounds 9 --json work/bench/step-embedded-fp32.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size sd15 --latents 32 --json work/bench/step-sd15.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/step.py --size sd15 --latents 64 --rounds 11 --json work/bench/step-sd15-64.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --size embedded --batch 24 --json work/bench/parts-embedded.json
@@ -41,6 +42,8 @@ bench: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loops.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py requests --batch 8 --steps 10 --rounds 3 --json work/bench/requests.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --json work/bench/sampling-embedded.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --precision fp32 --json work/bench/sampling-embedded-fp32.json
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/encode.py --size sd15 --size-px 512 --rounds 3 --json work/bench/encode.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py sd15-256 --steps 10 --rounds 5 --json work/bench/sampling-sd15.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py sd15-512 --steps 4 --rounds 3 --json work/bench/sampling-sd15-512.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/growth.py --json work/bench/growth.json --plot work/bench/growth.png

@@ -55,14 +55,14 @@ def turn_weights(*models: nn.Module) -> Undo:
     turned = [one for one in convs if not (one.weight.is_contiguous(memory_format=last) or one.weight.is_inference())]
     lay = [(module, module.weight.stride()) for module in turned]
 
-    # A tensor made in inference mode could never be trained.
     def turn_back() -> None:
         with torch.inference_mode(False), torch.no_grad():
             for module, strides in lay:
-                before = torch.empty_strided(module.weight.shape, strides, dtype=module.weight.dtype)
-                module.weight.data = before.copy_(module.weight)
+                weight = module.weight
+                before = torch.empty_strided(weight.shape, strides, dtype=weight.dtype, device=weight.device)
+                weight.data = before.copy_(weight)
 
-    with torch.inference_mode(False):
+    with torch.inference_mode(False):  # or they could never be trained again
         for module in turned:
             module.weight.data = module.weight.data.contiguous(memory_format=last)
     return turn_back
