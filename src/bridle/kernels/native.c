@@ -110,6 +110,90 @@ static inline size parts_of(size batch, size channels, size groups, int threads)
     return parts;
 }
 
+/* backward, sums and along: [batch, channels], of the gradient, and of it times the normalised input. */
+
+#ifndef FLOAT32 /* one pass: the 8 bits of bfloat16 are lost long before a float's 24 cancel */
+
+void group_norm(const number *x, const float *weight, const float *bias, number *y, float *mean, float *inverse,
+               size batch, size pixels, size channels, size groups, float eps, int threads) {
+    size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
+    SHARED(few(threads, batch * pixels * channels))
+    for (size unit = 0; unit < batch * parts; unit++) {
+        Part part = part_of(unit, parts, pixels, channels, groups);
+        size from = part.channel, count = part.channels;
+        const number *in = x + part.start;
+        number *out = y + part.start;
+        float sum[CHANNELS] = {0}, square[CHANNELS] = {0}, slope[CHANNELS], level[CHANNELS];
+        for (size p = 0; p < pixels; p++) {
+            const number *row = in + p * channels;
+            EACH for (size c = 0; c < count; c++) {
+                float v = up(row[c]);
+                sum[c] += v;
+                square[c] += v * v;
+            }
+        }
+        for (size group = 0; group < part.groups; group++) {
+            double s = 0, q = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) s += sum[c], q += square[c];
+            double m = s / (double)(pixels * wide), variance = q / (double)(pixels * wide) - m * m;
+            float r = (float)(1.0 / sqrt((variance < 0 ? 0 : variance) + eps));
+            mean[part.group + group] = (float)m;
+            inverse[part.group + group] = r;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                slope[c] = r * weight[from + c];
+                level[c] = bias[from + c] - (float)m * slope[c];
+            }
+        }
+        for (size p = 0; p < pixels; p++) {
+            const number *row = in + p * channels;
+            number *to = out + p * channels;
+            EACH for (size c = 0; c < count; c++) to[c] = down(up(row[c]) * slope[c] + level[c]);
+        }
+    }
+}
+
+void group_norm_backward(const number *g, const number *x, const float *weight, const float *mean, const float *inverse,
+                        number *dx, float *sums, float *along, size batch, size pixels, size channels, size groups,
+                        int threads) {
+    size parts = parts_of(batch, channels, groups, threads), wide = channels / groups;
+    SHARED(few(threads, batch * pixels * channels))
+    for (size unit = 0; unit < batch * parts; unit++) {
+        Part part = part_of(unit, parts, pixels, channels, groups);
+        size from = part.channel, count = part.channels, start = part.start, sample = unit / parts;
+        float sum[CHANNELS] = {0}, product[CHANNELS] = {0}, pull[CHANNELS], slope[CHANNELS], level[CHANNELS];
+        for (size p = 0; p < pixels; p++) {
+            const number *given = g + start + p * channels, *row = x + start + p * channels;
+            EACH for (size c = 0; c < count; c++) {
+                float v = up(given[c]);
+                sum[c] += v;
+                product[c] += v * up(row[c]);
+            }
+        }
+        for (size group = 0; group < part.groups; group++) {
+            float m = mean[part.group + group], r = inverse[part.group + group];
+            double s = 0, q = 0;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                float with = (product[c] - m * sum[c]) * r;
+                sums[sample * channels + from + c] = sum[c];
+                along[sample * channels + from + c] = with;
+                s += sum[c] * weight[from + c], q += with * weight[from + c];
+            }
+            double elements = (double)(pixels * wide);
+            float tilt = (float)(-(double)r * r * q / elements), flat = (float)(-r * s / elements) - tilt * m;
+            for (size c = group * wide; c < (group + 1) * wide; c++)
+                pull[c] = r * weight[from + c], slope[c] = tilt, level[c] = flat;
+        }
+        for (size p = 0; p < pixels; p++) {
+            const number *given = g + start + p * channels, *row = x + start + p * channels;
+            number *to = dx + start + p * channels;
+            EACH for (size c = 0; c < count; c++)
+                to[c] = down(up(given[c]) * pull[c] + up(row[c]) * slope[c] + level[c]);
+        }
+    }
+}
+
+#else /* about the mean, and a float's sums over no more than a block */
+
 /* Of each channel, over the pixels of a part: the sum of the features, or of their squares about `about`. */
 static inline void sum_part(const number *x, Part part, size pixels, size channels, const float *about, double *sums) {
     size count = part.channels;
@@ -164,7 +248,6 @@ void group_norm(const number *x, const float *weight, const float *bias, number 
     }
 }
 
-/* sums, along: [batch, channels], of the gradient, and of it times the normalised input. */
 void group_norm_backward(const number *g, const number *x, const float *weight, const float *mean, const float *inverse,
                         number *dx, float *sums, float *along, size batch, size pixels, size channels, size groups,
                         int threads) {
@@ -213,6 +296,8 @@ void group_norm_backward(const number *g, const number *x, const float *weight, 
         }
     }
 }
+
+#endif
 
 /* --- convolutions as products */
 
