@@ -63,14 +63,12 @@ def new_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 @pytest.fixture
-def no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def no_compiler(monkeypatch: pytest.MonkeyPatch, new_machine: None) -> Iterator[None]:
     """As in a process that CC=false started: no compiled loops, and nothing chosen or kept with them."""
     from bridle.kernels import choice, native, tiles, winograd
 
-    found = (native.library, tiles.library, winograd.library, choice.machine, choice._kept)
+    found = (native.library, tiles.library, winograd.library, choice.machine)
     monkeypatch.setenv("CC", "false")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no-compiler"))
-    monkeypatch.setattr(choice, "CHOSEN", {})
     for kept in found:
         kept.cache_clear()
     yield

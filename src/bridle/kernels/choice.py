@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from bridle.atomic import write_text
 from bridle.kernels import native
 from bridle.kernels.machine import cache_folder, processor
+from bridle.kernels.working import identity
 
 Way = Callable[[], Any]
 CHOSEN: dict[tuple[Any, ...], str] = {}  # by this process so far
@@ -49,7 +49,7 @@ def _measure(ways: Mapping[str, Way]) -> str:
     if len(ways) == 1:
         return next(iter(ways))
     # Where blocks are computed again for checkpointing, what ways keep is not to be taken for what the block keeps.
-    with saved_tensors_hooks(as_it_is, as_it_is):
+    with saved_tensors_hooks(identity, identity):
         for way in ways.values():
             way()  # the first call also makes room for what later ones reuse
         times = {name: _time(way) for name, way in ways.items()}
@@ -59,10 +59,6 @@ def _measure(ways: Mapping[str, Way]) -> str:
                 if times[name] < HOPELESS * best:
                     times[name] = min(times[name], _time(way))
     return min(times, key=lambda name: times[name])
-
-
-def as_it_is(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _time(way: Way) -> float:

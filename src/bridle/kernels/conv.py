@@ -20,7 +20,7 @@ from bridle.kernels.choice import pick
 from bridle.kernels.outer import outer
 from bridle.kernels.packed import convolve_packed, multiply_packed, pack_filters, pack_rows, packs
 from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
-from bridle.kernels.working import BF16, Layer, gradient_type, identity, learns, sum_rows
+from bridle.kernels.working import BF16, Layer, cast, gradient_type, learns, sum_rows
 
 MOST_KEPT = 2**22  # numbers in a form of a float32 weight beyond which it is made anew every time: 16 MiB
 PLANES_A_WEIGHT = winograd.PLANES // 9
@@ -278,7 +278,7 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
 
         if keeps(ways[name], spec, kind) or (spec.trained and not ways[name].planes):
             return spec.form(f"{what} {name}", make, kind)
-        return make(spec.form("cast", identity, kind))
+        return make(cast(spec.conv, "weight", kind))
 
     def timed() -> dict[str, Any]:
         weight, found = spec.conv.weight.detach().to(kind), {}

@@ -91,25 +91,21 @@ def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) ->
 def choose(module: nn.Module, compute: Callable[[Tensor], Tensor], plain: Forward, hidden: Tensor, *others: Any) -> Any:
     """Either way of computing a module's output."""
     kind = computed_in(hidden)
-    if kind is None or not knows(module, hidden) or (kind is torch.float32 and not knows_float32(module)):
-        return plain(hidden, *others)
-    return compute(hidden.to(kind))
+    return plain(hidden, *others) if kind is None or not knows(module, hidden, kind) else compute(hidden.to(kind))
 
 
-def knows(module: nn.Module, hidden: Tensor) -> bool:
-    """Whether there is something to compute; that weights of inference mode change, nobody is told."""
+def knows(module: nn.Module, hidden: Tensor, kind: torch.dtype) -> bool:
+    """Whether the kernels compute such a call; that weights of inference mode change, nobody is told."""
     weight = getattr(module, "weight", None)
-    alone = type(module) is nn.Conv2d and hidden.ndim != 4
-    return hidden.numel() > 0 and not alone and (weight is None or not weight.is_inference())
+    if hidden.numel() == 0 or (type(module) is nn.Conv2d and hidden.ndim != 4):
+        return False
+    if weight is not None and weight.is_inference():
+        return False
+    # In float32 linear layers are a product already; weights of another type are an error, which PyTorch is to find.
+    alike = weight is None or weight.dtype is kind
+    return kind is BF16 or (speeds_up(kind) and type(module) is not nn.Linear and alike)
 
 
 def speeds_up(kind: torch.dtype) -> bool:
     """Whether there is anything to gain on a CPU with features of a type: in float32 what gains is compiled."""
     return kind is BF16 or (kind is torch.float32 and native.library(kind) is not None)
-
-
-def knows_float32(module: nn.Module) -> bool:
-    """Linear layers are a product as they are; weights of another type are an error, which PyTorch is to find."""
-    weight = getattr(module, "weight", None)
-    plain = type(module) is not nn.Linear and (weight is None or weight.dtype is torch.float32)
-    return plain and speeds_up(torch.float32)

@@ -18,6 +18,7 @@
 #define OUT 4 /* pixels a side of what it writes */
 #define SIDE 3 /* of a filter */
 #define PLANES (IN * IN)
+#define ALWAYS inline __attribute__((always_inline)) /* or sizes and transforms would not be constants */
 #define P 0.625f
 #define Q 1.5f
 #define SCALE_P (1.f / (2.f * P * P * (P * P - Q * Q)))
@@ -99,17 +100,25 @@ static inline void learned(const lanes *u, size from, lanes *g, size to) {
     g[2 * to] = P * P * even_p + Q * Q * even_q + u[5 * from];
 }
 
+typedef void Side(const lanes *, size, lanes *, size);
+
+/* Along both sides of a square of `in` by `in`, which becomes one of `out` by `out`. */
+static ALWAYS void twice(Side *along, size in, size out, const lanes *x, lanes *y) {
+    lanes half[PLANES];
+    for (size j = 0; j < in; j++) along(x + j, in, half + j, in);
+    for (size i = 0; i < out; i++) along(half + in * i, 1, y + out * i, 1);
+}
+
 /* --- of weights */
 
 void winograd_filter(const float *weight, float *planes, size out, size channels, int threads) {
     SHARED(threads)
     for (size d = 0; d < out; d++) {
         for (size c = 0; c < channels; c += LANES) {
-            lanes read[SIDE * SIDE], half[IN * SIDE], whole[PLANES];
+            lanes read[SIDE * SIDE], whole[PLANES];
             const float *at = weight + d * SIDE * SIDE * channels + c;
             for (size i = 0; i < SIDE * SIDE; i++) read[i] = load(at + i * channels, channels - c);
-            for (size j = 0; j < SIDE; j++) filter(read + j, SIDE, half + j, SIDE);
-            for (size i = 0; i < IN; i++) filter(half + SIDE * i, 1, whole + IN * i, 1);
+            twice(filter, SIDE, IN, read, whole);
             for (size p = 0; p < PLANES; p++) store(planes + (p * out + d) * channels + c, whole[p], channels - c);
         }
     }
@@ -120,11 +129,10 @@ void winograd_learned(const float *planes, float *weight, size out, size channel
     SHARED(threads)
     for (size d = 0; d < out; d++) {
         for (size c = 0; c < channels; c += LANES) {
-            lanes read[PLANES], half[SIDE * IN], whole[SIDE * SIDE];
+            lanes read[PLANES], whole[SIDE * SIDE];
             float *at = weight + d * SIDE * SIDE * channels + c;
             for (size p = 0; p < PLANES; p++) read[p] = load(planes + (p * out + d) * channels + c, channels - c);
-            for (size j = 0; j < IN; j++) learned(read + j, IN, half + j, IN);
-            for (size i = 0; i < SIDE; i++) learned(half + IN * i, 1, whole + SIDE * i, 1);
+            twice(learned, IN, SIDE, read, whole);
             for (size i = 0; i < SIDE * SIDE; i++) store(at + i * channels, whole[i], channels - c);
         }
     }
@@ -158,22 +166,32 @@ static inline void read_from(const float **at, size count, size c, size channels
     for (size i = 0; i < count; i++) read[i] = at[i] ? load(at[i] + c, channels - c) : (lanes){0};
 }
 
-/* From the input to planes of the tiles `first` and on. */
-void winograd_input(const float *x, float *planes, size height, size width, size channels, size first, size tiles,
-                    int threads) {
+/* To planes of the tiles `first` and on, of each a square of so many pixels a side, which begins a border before it. */
+static ALWAYS void read_tiles(Side *along, size side, size border, const float *x, float *planes, size height,
+                              size width, size channels, size first, size tiles, int threads) {
     SHARED(threads)
     for (size tile = 0; tile < tiles; tile++) {
         Tile at = tile_at(first + tile, height, width);
         const float *pixels[PLANES];
-        square(x, at.sample, at.top - 1, at.left - 1, IN, height, width, channels, pixels);
+        square(x, at.sample, at.top - border, at.left - border, side, height, width, channels, pixels);
         for (size c = 0; c < channels; c += LANES) {
-            lanes read[PLANES], half[PLANES], whole[PLANES];
-            read_from(pixels, PLANES, c, channels, read);
-            for (size j = 0; j < IN; j++) input(read + j, IN, half + j, IN);
-            for (size i = 0; i < IN; i++) input(half + IN * i, 1, whole + IN * i, 1);
+            lanes read[PLANES], whole[PLANES];
+            read_from(pixels, side * side, c, channels, read);
+            twice(along, side, IN, read, whole);
             for (size p = 0; p < PLANES; p++) store(planes + (p * tiles + tile) * channels + c, whole[p], channels - c);
         }
     }
+}
+
+void winograd_input(const float *x, float *planes, size height, size width, size channels, size first, size tiles,
+                    int threads) {
+    read_tiles(input, IN, 1, x, planes, height, width, channels, first, tiles, threads);
+}
+
+/* The transpose of `winograd_output`: from the output's gradient to the planes'. */
+void winograd_told(const float *y, float *planes, size height, size width, size channels, size first, size tiles,
+                   int threads) {
+    read_tiles(told, OUT, 0, y, planes, height, width, channels, first, tiles, threads);
 }
 
 /* From planes to the output. bias: of each channel, or null. */
@@ -183,34 +201,15 @@ void winograd_output(const float *planes, const float *bias, float *y, size heig
     for (size tile = 0; tile < tiles; tile++) {
         Tile at = tile_at(first + tile, height, width);
         for (size c = 0; c < channels; c += LANES) {
-            lanes read[PLANES], half[OUT * IN], whole[OUT * OUT], shift = {0};
+            lanes read[PLANES], whole[OUT * OUT], shift = {0};
             if (bias) shift = load(bias + c, channels - c);
             for (size p = 0; p < PLANES; p++) read[p] = load(planes + (p * tiles + tile) * channels + c, channels - c);
-            for (size j = 0; j < IN; j++) output(read + j, IN, half + j, IN);
-            for (size i = 0; i < OUT; i++) output(half + IN * i, 1, whole + OUT * i, 1);
+            twice(output, IN, OUT, read, whole);
             for (size i = 0; i < OUT && at.top + i < height; i++)
                 for (size j = 0; j < OUT && at.left + j < width; j++) {
                     size place = (at.sample * height + at.top + i) * width + at.left + j;
                     store(y + place * channels + c, whole[OUT * i + j] + shift, channels - c);
                 }
-        }
-    }
-}
-
-/* The transpose of `winograd_output`: from the output's gradient to the planes'. */
-void winograd_told(const float *y, float *planes, size height, size width, size channels, size first, size tiles,
-                   int threads) {
-    SHARED(threads)
-    for (size tile = 0; tile < tiles; tile++) {
-        Tile at = tile_at(first + tile, height, width);
-        const float *pixels[OUT * OUT];
-        square(y, at.sample, at.top, at.left, OUT, height, width, channels, pixels);
-        for (size c = 0; c < channels; c += LANES) {
-            lanes read[OUT * OUT], half[IN * OUT], whole[PLANES];
-            read_from(pixels, OUT * OUT, c, channels, read);
-            for (size j = 0; j < OUT; j++) told(read + j, OUT, half + j, OUT);
-            for (size i = 0; i < IN; i++) told(half + OUT * i, 1, whole + IN * i, 1);
-            for (size p = 0; p < PLANES; p++) store(planes + (p * tiles + tile) * channels + c, whole[p], channels - c);
         }
     }
 }

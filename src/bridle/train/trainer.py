@@ -307,10 +307,11 @@ class Trainer:
 
     def _averaged_weights(self, base: dict[str, nn.Parameter]) -> dict[str, Tensor]:
         """The averages by the names of what they average; of the control all, also what is not trained yet."""
-        weights = {f"control.{name}": parameter for name, parameter in self.control.named_parameters()} | base
+        control = {f"control.{name}": parameter for name, parameter in self.control.named_parameters()}
+        weights: dict[str, Tensor] = {**control, **base}
         if not self.settings.ema_decay:
             # Themselves, for an average of one takes no memory; as parameters, whose data may come to lie elsewhere.
-            return dict(weights)
+            return weights
         before = self.averages
         if not self.sharded:
             before = {f"control.{name}": parameter for name, parameter in self.average.named_parameters()} | before
