@@ -2,7 +2,7 @@
 
 In: a case. Out: a table, and JSON where a path is given. Same weights, scheduler, steps, noise and precision.
 The kinds take turns in one process on one thread, so that whatever else the machine does slows all of them alike; a
-speed is the median over rounds of the ratio of CPU seconds. What is done once per shape and machine (choosing kernels)
+speed is the median over rounds of the ratio of CPU seconds, or on a GPU, where there is one, of wall time. What is done once per shape and machine (choosing kernels)
 is left out. Packing weights, done once per call of `generate`, is left out of the cases sd15, which time the steps of
 a pipeline, and is part of the cases of the embedded base, which time `generate` from prompt to pixels.
 
@@ -10,6 +10,7 @@ a pipeline, and is part of the cases of the embedded base, which time `generate`
     python benchmarks/sampling.py requests --batch 8             # controls, prompts, strengths of their own: one pass
     python benchmarks/sampling.py sd15-256                       # random weights; 9 GB of memory
     python benchmarks/sampling.py sd15-512 --rounds 3 --steps 4
+    python benchmarks/sampling.py sd15-512 --batch 4 --steps 20
     python benchmarks/sampling.py embedded --precision fp32      # as `bridle sample` draws unless it is told otherwise
 """
 
@@ -37,7 +38,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from bridle.atomic import write_text
-from bridle.base.load import load_base
+from bridle.base.load import load_base, pick_device
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.strength import Strength
@@ -80,23 +81,25 @@ def stock_control(control: Control, precision: Precision) -> Any:
 # --- Stable Diffusion 1.5's size: the steps of a pipeline
 
 
-def sd15_kinds(size_px: int, precision: Precision, around: ExitStack) -> dict[str, Draw]:
-    """Latents to latents, one picture, guidance 7.5, random weights. What Bridle packs it packs here, once."""
+def sd15_kinds(size_px: int, batch: int, precision: Precision, device: str, around: ExitStack) -> dict[str, Draw]:
+    """Latents to latents, guidance 7.5, random weights. What Bridle packs it packs here, once."""
     torch.manual_seed(0)
     kind = TYPES[precision]
     torch.set_default_dtype(kind)
     unet: Any = UNet2DConditionModel(sample_size=size_px // 8, cross_attention_dim=768)
     torch.set_default_dtype(torch.float32)
     unet.requires_grad_(False).eval()
-    control = wake(Control.from_base(unet)).requires_grad_(False).eval()
+    control = wake(Control.from_base(unet)).requires_grad_(False).eval().to(device)
+    unet.to(device)
     nothing: dict[str, Any] = dict.fromkeys(("vae", "text_encoder", "tokenizer", "safety_checker", "feature_extractor"))
     parts = nothing | {"requires_safety_checker": False}
     stock: Any = StableDiffusionControlNetPipeline(
         unet=copy.deepcopy(unet), controlnet=stock_control(control, precision), scheduler=ddim(), **parts
     )
     ours: Any = StableDiffusionPipeline(unet=unet, scheduler=ddim(), **parts)
-    hint, latents = torch.rand(1, 3, size_px, size_px), torch.randn(1, 4, size_px // 8, size_px // 8).to(kind)
-    text, no_text = torch.randn(2, 1, 77, 768).to(kind)
+    hint = torch.rand(batch, 3, size_px, size_px)
+    latents = torch.randn(batch, 4, size_px // 8, size_px // 8).to(device, kind)
+    text, no_text = torch.randn(2, batch, 77, 768).to(device, kind)
     for pipeline in (stock, ours):
         pipeline.set_progress_bar_config(disable=True)
     told = {"prompt_embeds": text, "negative_prompt_embeds": no_text, "guidance_scale": 7.5, "output_type": "latent"}
@@ -126,10 +129,10 @@ def ddim() -> Any:
 # --- the embedded base: from prompt to pixels
 
 
-def embedded_kinds(batch: int, precision: Precision) -> dict[str, Draw]:
+def embedded_kinds(batch: int, precision: Precision, device: str) -> dict[str, Draw]:
     """Pictures of 128 px. Its own weights, and a control with random zero convolutions."""
     torch.manual_seed(0)
-    base = load_base()
+    base = load_base(device=device)
     control = wake(Control.from_base(base.pipeline)).requires_grad_(False).eval()
     hints = draw_hints(batch)
     prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
@@ -148,13 +151,13 @@ def embedded_kinds(batch: int, precision: Precision) -> dict[str, Draw]:
     return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
 
 
-def request_kinds(batch: int, precision: Precision) -> dict[str, Draw]:
+def request_kinds(batch: int, precision: Precision, device: str) -> dict[str, Draw]:
     """As many requests, with one of two controls, one of two strengths, a prompt and a hint each.
 
     Stock calls come one after the other, as its pipeline takes one control for all; ours share each pass.
     """
     torch.manual_seed(0)
-    base = load_base()
+    base = load_base(device=device)
     controls = [wake(Control.from_base(base.pipeline)).requires_grad_(False).eval() for _ in range(2)]
     stocks = [stock_pipeline(base, control, precision) for control in controls]
     hints, seeds, scales = draw_hints(batch), list(range(batch)), (0.6, 1.0)
@@ -205,17 +208,17 @@ def stock_pipeline(base: Any, control: Control, precision: Precision) -> Any:
 
 def measure(kinds: dict[str, Draw], rounds: int, steps: int) -> dict[str, Costs]:
     costs = {name: Costs() for name in kinds}
-    reference = kinds[STOCK](steps).float()
+    reference = kinds[STOCK](steps).float().cpu()
     for name, draw in kinds.items():  # the first call also chooses kernels and fills caches
-        costs[name].deviation = float((draw(steps).float() - reference).norm() / reference.norm())
+        costs[name].deviation = float((draw(steps).float().cpu() - reference).norm() / reference.norm())
         print(f"{name}: deviation {costs[name].deviation:.4f}", flush=True)
     for turn in range(rounds):
         for name in kinds if turn % 2 == 0 else reversed(kinds):
             started_s, cpu_s = time.perf_counter(), time.process_time()
-            kinds[name](steps)
+            kinds[name](steps).cpu()  # waits for a GPU
             costs[name].cpu_s.append(time.process_time() - cpu_s)
             costs[name].wall_s.append(time.perf_counter() - started_s)
-            print(f"round {turn + 1}, {name}: {costs[name].cpu_s[-1]:.2f} s", flush=True)
+            print(f"round {turn + 1}, {name}: {costs[name].wall_s[-1]:.2f} s", flush=True)
     return costs
 
 
@@ -226,14 +229,13 @@ def gains(costs: dict[str, Costs], what: str) -> dict[str, list[float]]:
 
 
 def show(costs: dict[str, Costs], steps: int) -> None:
-    by_cpu, by_wall = gains(costs, "cpu_s"), gains(costs, "wall_s")
-    print(f"{'':10}{'CPU s a step':>14}{'wall s a step':>15}{'deviation':>11}   speed by CPU (range), by wall")
+    speeds = gains(costs, "cpu_s"), gains(costs, "wall_s")
+    print(f"{'':10}{'CPU s a step':>14}{'wall s a step':>15}{'deviation':>11}   speed by CPU, by wall (ranges)")
     for name, cost in costs.items():
-        cpu, wall, ratios = statistics.median(cost.cpu_s), statistics.median(cost.wall_s), by_cpu[name]
-        print(
-            f"{name:10}{cpu / steps:14.3f}{wall / steps:15.3f}{cost.deviation:11.4f}   {statistics.median(ratios):.2f}x"
-            f" ({min(ratios):.2f}-{max(ratios):.2f}), {statistics.median(by_wall[name]):.2f}x"
-        )
+        cpu, wall = statistics.median(cost.cpu_s), statistics.median(cost.wall_s)
+        shown = [f"{statistics.median(ratios[name]):.2f}x" for ratios in speeds]
+        shown = [f"{one} ({min(by[name]):.2f}-{max(by[name]):.2f})" for one, by in zip(shown, speeds, strict=True)]
+        print(f"{name:10}{cpu / steps:14.4f}{wall / steps:15.4f}{cost.deviation:11.4f}   {', '.join(shown)}")
 
 
 def main() -> None:
@@ -241,24 +243,27 @@ def main() -> None:
     parser.add_argument("case", choices=["embedded", "requests", "sd15-256", "sd15-512"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--batch", type=int, default=1, help="pictures or requests at once, of the embedded base")
+    parser.add_argument("--batch", type=int, default=1, help="pictures or requests at once")
     parser.add_argument("--precision", choices=TYPES, default="bf16", help="of both sides")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU, else the CPU")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    device = pick_device(options.device)
     with ExitStack() as around, torch.no_grad():
         if options.case in ("embedded", "requests"):
             make_kinds = embedded_kinds if options.case == "embedded" else request_kinds
-            kinds = make_kinds(options.batch, options.precision)
+            kinds = make_kinds(options.batch, options.precision, device)
         else:
-            kinds = sd15_kinds(int(options.case.removeprefix("sd15-")), options.precision, around)
+            size_px = int(options.case.removeprefix("sd15-"))
+            kinds = sd15_kinds(size_px, options.batch, options.precision, device, around)
         costs = measure(kinds, options.rounds, options.steps)
     show(costs, options.steps)
     if options.json:
         facts = {name: getattr(options, name) for name in ("case", "rounds", "steps", "batch", "precision")}
         speeds = {"cpu": gains(costs, "cpu_s"), "wall": gains(costs, "wall_s")}
         table = {name: asdict(cost) for name, cost in costs.items()}
-        facts |= {"torch": torch.__version__, "threads": 1, "speed": speeds, "costs": table}
+        facts |= {"torch": torch.__version__, "threads": 1, "device": device, "speed": speeds, "costs": table}
         write_text(options.json, json.dumps(facts, indent=1) + "\n")
 
 

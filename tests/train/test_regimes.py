@@ -14,9 +14,9 @@ from bridle.control.text import Text
 from bridle.errors import ConfigError
 from bridle.kernels import conv
 from bridle.kernels.quicken import speeds_up, turn_weights
+from bridle.kernels.record import Recorded
 from bridle.train import watch
 from bridle.train.log import read_rows
-from bridle.train.record import Recorded
 from bridle.train.regime import Verdict, first_phase, next_switch
 from bridle.train.settings import ProbeSettings, TrainSettings
 from bridle.train.trainer import Trainer

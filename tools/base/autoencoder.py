@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from bridle.train.record import Recorded
+from bridle.kernels.record import Recorded
 
 CROP_PX = 64
 KL_WEIGHT = 1e-6

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from bridle.base.schedule import read_schedule
+from bridle.kernels.record import Recorded
 from bridle.train.memory import keep_freed_memory
 from bridle.train.objective import loss_weights
-from bridle.train.record import Recorded
 
 EMPTY_SHARE = 0.12  # of the captions, for classifier-free guidance
 PLAIN_SHARE = 0.25  # of the draws of an emoji that show the picture as it is

@@ -29,6 +29,8 @@ Way = Callable[[], Normalised]
 
 def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
     """Returns: normalised [B, C, H, W], and of each group mean and 1 / deviation, [B, G], float32."""
+    if hidden.is_cuda:
+        return on_gpu().forward(hidden, norm)
     sizes = (hidden.shape[0], hidden.shape[1], hidden.shape[2] * hidden.shape[3])
     weight, bias = norm.weight.detach().contiguous(), norm.bias.detach().contiguous()
 
@@ -51,6 +53,8 @@ def backward(
     gradient: Tensor, hidden: Tensor, mean: Tensor, inverse: Tensor, norm: nn.GroupNorm, trained: bool
 ) -> Normalised:
     """Returns: the gradients of input, weight and bias; the latter two mean nothing unless they are trained."""
+    if hidden.is_cuda:
+        return on_gpu().backward(gradient, hidden, mean, inverse, norm, trained)
     sizes = (hidden.shape[0], hidden.shape[1], hidden.shape[2] * hidden.shape[3])
     weight = norm.weight.detach().contiguous()
 
@@ -70,6 +74,13 @@ def backward(
 
     ways = able({"native": theirs, "sums": sums, "compiled": compiled}, norm, hidden.dtype)
     return ways[pick(("norm_backward", *hidden.shape, norm.num_groups, trained, hidden.dtype), lambda: ways)]()
+
+
+def on_gpu() -> Any:
+    """The kernels for GPUs. Raises: ImportError: PyTorch came without Triton, as it does where there is none."""
+    from bridle.kernels import triton_norm
+
+    return triton_norm
 
 
 def able(ways: dict[str, Way], norm: nn.GroupNorm, kind: torch.dtype) -> dict[str, Way]:

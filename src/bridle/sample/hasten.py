@@ -9,6 +9,7 @@ from torch import nn
 
 from bridle.control.control import denoiser_of
 from bridle.kernels.attention import choose_attention
+from bridle.kernels.layout import keep_last, pays
 from bridle.kernels.quicken import quicken, speeds_up, turn_weights
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
@@ -36,6 +37,9 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
                     around.callback(turn_weights(*drawing))
                 around.callback(quicken(*drawing, fixed=True))
                 around.callback(choose_attention(*models))
+            elif computes_in(denoiser) is torch.bfloat16 and pays(denoiser.device, recorded=False):
+                around.callback(turn_weights(*drawing))
+                around.callback(keep_last(*drawing))
             around.callback(keep_text(*models))
             around.callback(share_halves(*models))
         yield
@@ -43,3 +47,9 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
 
 def is_unet(denoiser: Any) -> bool:
     return type(denoiser).__name__ in ("UNet2DConditionModel", "UNet2DModel")
+
+
+def computes_in(model: Any) -> torch.dtype:
+    """What type of numbers, by its weights or by autocast."""
+    kind = model.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
@@ -111,9 +112,18 @@ class LockedConv(Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
         (weight,), conv, channels = ctx.saved_tensors, ctx.conv, ctx.channels
         batch, together, height, width = ctx.shape
-        weight = weight[:, :channels].to(gradient.dtype).contiguous()  # a slice's strides would slow the kernel down
+        weight = lying_as(gradient, weight[:, :channels].to(gradient.dtype))
         shape = (batch, channels, height, width)
         below = conv2d_input(shape, weight, gradient, conv.stride, conv.padding, conv.dilation, conv.groups)
         if channels < together:
             below = F.pad(below, (0, 0, 0, 0, 0, together - channels))
         return below, None, None, None
+
+
+def lying_as(gradient: Tensor, weight: Tensor) -> Tensor:
+    """A weight in the order of the gradient: a slice's strides, or another order, would slow the kernel down."""
+    if not gradient.is_contiguous(memory_format=torch.channels_last):
+        return weight.contiguous()
+    _, channels, height, width = weight.shape
+    strides = (height * width * channels, 1, width * channels, channels)  # 1x1 ones pass for channels first as well
+    return weight.contiguous(memory_format=torch.channels_last).as_strided(weight.shape, strides)

@@ -29,8 +29,10 @@ from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels import native
 from bridle.kernels.attention import choose_attention
+from bridle.kernels.layout import keep_last, pays
 from bridle.kernels.precision import TYPES, choose_precision
 from bridle.kernels.quicken import quicken, speeds_up, trained_products, turn_weights
+from bridle.kernels.record import Recorded
 from bridle.kernels.working import Working
 from bridle.train.denoiser import PARTS, Denoiser, check_width, trained_parts
 from bridle.train.draws import Draws
@@ -40,7 +42,6 @@ from bridle.train.memory import is_out_of_memory, keep_freed_memory, return_free
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.optim import clip, halve_gradients, make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
-from bridle.train.record import Recorded
 from bridle.train.regime import Phase, first_phase, unlocks
 from bridle.train.settings import MachineSettings, TrainSettings
 
@@ -102,6 +103,8 @@ class Trainer:
                 self.lent.callback(choose_attention(control, denoiser))
             if native.library() is None:
                 self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
+        elif self._lies_last():
+            self.lent.callback(turn_weights(control, denoiser))
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
@@ -267,6 +270,16 @@ class Trainer:
         here = self.device.type == "cpu" and speeds_up(TYPES[self.precision]) and not self._compiles()
         return here and whole and isinstance(self.control, UNetControl)
 
+    def _lies_last(self) -> bool:
+        """Whether a GPU computes with channels last."""
+        whole = not self.sharded and not self._compiles()
+        return (
+            self.precision == "bf16"
+            and whole
+            and isinstance(self.control, UNetControl)
+            and pays(self.device, recorded=self._can_record())
+        )
+
     def _can_record(self) -> bool:
         """Whether a step's kernels are the same each time, and started here alone."""
         alone = self.world.size == 1 and not self.machine.gradient_checkpointing
@@ -292,9 +305,12 @@ class Trainer:
                 halved = self.precision == "bf16" and self.world.size == 1
                 products = trained_products(self.inner) if halved else {}
                 return undo.pop_all().close, products
-        if self.phase == "unlocked" or self._compiles():  # the compiler keeps no more than it needs, either
-            return lambda: None, {}
-        return lighten_decoder(self.denoiser, skips=self.phase == "connected"), {}
+        with ExitStack() as undo:
+            if self._lies_last():
+                undo.callback(keep_last(self.control, self.denoiser))
+            if self.phase != "unlocked" and not self._compiles():  # the compiler keeps no more than it needs, either
+                undo.callback(lighten_decoder(self.denoiser, skips=self.phase == "connected"))
+            return undo.pop_all().close, {}
 
     def close(self) -> None:
         """Leave the base without what training put into it, down to how its weights lie: another run rounds alike."""

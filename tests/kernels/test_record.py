@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bridle.train.record import WARM_UP, Recorded
+from bridle.kernels.record import WARM_UP, Recorded
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
