@@ -2,9 +2,10 @@
 
 In: a case. Out: a table, and JSON where a path is given. Same weights, scheduler, steps, noise and precision.
 The kinds take turns in one process on one thread, so that whatever else the machine does slows all of them alike; a
-speed is the median over rounds of the ratio of CPU seconds, or on a GPU, where there is one, of wall time. What is done once per shape and machine (choosing kernels)
-is left out. Packing weights, done once per call of `generate`, is left out of the cases sd15, which time the steps of
-a pipeline, and is part of the cases of the embedded base, which time `generate` from prompt to pixels.
+speed is the median over rounds of the ratio of CPU seconds. On a GPU, where there is one, wall time counts instead.
+What is done once per shape and machine (choosing kernels) is left out. Packing weights, done once per call of
+`generate`, is left out of the cases sd15, which time the steps of a pipeline, and is part of the cases of the embedded
+base, which time `generate` from prompt to pixels.
 
     python benchmarks/sampling.py embedded --batch 8 --json sampling.json
     python benchmarks/sampling.py requests --batch 8             # controls, prompts, strengths of their own: one pass
@@ -86,7 +87,8 @@ def sd15_kinds(size_px: int, batch: int, precision: Precision, device: str, arou
     torch.manual_seed(0)
     kind = TYPES[precision]
     torch.set_default_dtype(kind)
-    unet: Any = UNet2DConditionModel(sample_size=size_px // 8, cross_attention_dim=768)
+    with torch.device(device):
+        unet: Any = UNet2DConditionModel(sample_size=size_px // 8, cross_attention_dim=768)
     torch.set_default_dtype(torch.float32)
     unet.requires_grad_(False).eval()
     control = wake(Control.from_base(unet)).requires_grad_(False).eval().to(device)

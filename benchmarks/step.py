@@ -42,7 +42,8 @@ def serve(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(pick_device(args.device))
     on_gpu = device.type == "cuda"
-    models = getattr(Models, args.size)().to(device)
+    with device:  # random weights are drawn where they are needed; a GPU takes a hundredth of the time
+        models = getattr(Models, args.size)().to(device)
     batch = Batch.random(models, args.batch, args.latents).to(device)
     side: Any = Peer(models, args.encode, TYPES[args.precision]) if args.side == "peer" else ours(models, batch, args)
     wait = torch.cuda.synchronize if on_gpu else lambda: None  # a GPU works on after a call returned

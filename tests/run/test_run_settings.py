@@ -1,12 +1,14 @@
 """Settings that depend on one another, and the copy that the run's folder keeps."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError
-from bridle.run.settings import RunSettings, open_run, read_run
+from bridle.run.settings import RunSettings, base_weights, open_run, read_run
 from bridle.sample.settings import SampleSettings
 from bridle.train.settings import MachineSettings, TrainSettings
 
@@ -29,6 +31,35 @@ def test_a_learning_rate_that_was_chosen_stays() -> None:
 
 def test_without_a_base_the_learning_rate_is_the_papers() -> None:
     assert TrainSettings().peak_lr == 1e-5
+
+
+@pytest.mark.parametrize(
+    ("train", "sample", "machine", "on_gpu", "on_old_gpu"),
+    [
+        ({}, {}, {}, "bf16", "fp32"),
+        ({"precision": "bf16"}, {"precision": "bf16"}, {}, "bf16", "bf16"),
+        ({"precision": "fp32"}, {}, {}, "fp32", "fp32"),
+        ({}, {"precision": "fp32"}, {}, "fp32", "fp32"),
+        ({"regime": "large"}, {}, {}, "fp32", "fp32"),
+        ({}, {}, {"base_weights": "fp32"}, "fp32", "fp32"),
+        ({}, {}, {"base_weights": "bf16"}, "bf16", "bf16"),
+    ],
+)
+def test_a_gpu_keeps_a_base_in_bfloat16_where_all_is_computed_in_it_and_nothing_of_it_is_trained(
+    train: Any, sample: Any, machine: Any, on_gpu: str, on_old_gpu: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = RunSettings(
+        data=DATA,
+        train=TrainSettings(**train),
+        sample=SampleSettings(**sample),
+        machine=MachineSettings(**machine),
+    )
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    assert base_weights(settings, gpu) == on_gpu
+    assert base_weights(settings, cpu) == machine.get("base_weights", "fp32")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert base_weights(settings, gpu) == on_old_gpu
 
 
 def test_a_base_in_bfloat16_is_not_computed_with_in_float32() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from bridle.control.control import Control, Links
-from bridle.train.lighten import channels_from_below, lighten_decoder
+from bridle.train.lighten import channels_from_below, convolve, lighten_decoder, lying_as
 from bridle.train.memory import set_gradient_checkpointing
 
 Pair = tuple[Any, Control]
@@ -39,6 +39,22 @@ def learn(pair: Pair, links: Links) -> tuple[Tensor, dict[str, Tensor]]:
     prediction.square().sum().backward()
     gradients = {name: weight.grad for name, weight in pair[1].named_parameters() if weight.grad is not None}
     return prediction.detach(), gradients
+
+
+@pytest.mark.parametrize(("kernel", "channels"), [(3, 8), (1, 8), (3, 5)])
+def test_gradients_keep_channels_last_where_they_come_so(kernel: int, channels: int) -> None:
+    conv = nn.Conv2d(8, 6, kernel, padding=kernel // 2).double().requires_grad_(False)
+    last, found = torch.channels_last, []
+    for lies in (torch.contiguous_format, last):
+        conv.to(memory_format=lies)
+        hidden = torch.linspace(-1, 1, 2 * 8 * 5 * 5).double().sin().view(2, 8, 5, 5).requires_grad_()
+        output = convolve(conv, channels, hidden.contiguous(memory_format=lies))
+        (gradient,) = torch.autograd.grad(output, hidden, output.detach().cos().contiguous(memory_format=lies))
+        found.append(gradient)
+    torch.testing.assert_close(*found)
+    weight = lying_as(output, conv.weight)
+    assert torch.equal(weight, conv.weight)
+    assert weight.stride() == (kernel * kernel * 8, 1, kernel * 8, 8)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -45,7 +45,11 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], said: str) ->
         (ProbeSettings, {"samples": 1}, "probe.samples is 1; expected 0, or 2 or more"),
         (ProbeSettings, {"steps": 0}, "probe.steps is 0; expected 1 or more"),
         (MachineSettings, {"workers": -1}, "machine.workers is -1; expected 0 or more"),
-        (MachineSettings, {"base_weights": "fp16"}, "machine.base_weights is 'fp16'; expected 'fp32' or 'bf16'"),
+        (
+            MachineSettings,
+            {"base_weights": "fp16"},
+            "machine.base_weights is 'fp16'; expected 'auto', 'fp32' or 'bf16'",
+        ),
         (MachineSettings, {"parallel": "tp"}, "machine.parallel is 'tp'; expected 'ddp' or 'fsdp'"),
     ],
 )

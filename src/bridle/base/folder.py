@@ -49,6 +49,8 @@ class Layout:
 def read_folder(folder: Path, dtype: torch.dtype) -> Any:
     """The text-to-image pipeline, without a safety checker: training never draws for others to see.
 
+    One on pixels comes in float32 whatever is asked for: the stock pipeline hands its pictures to NumPy as they are.
+
     Raises: BaseError: files are missing or damaged, it is of no family, or it wants code of its own to run.
     """
     layout = read_layout(folder)
@@ -56,6 +58,7 @@ def read_folder(folder: Path, dtype: torch.dtype) -> Any:
     if lacking:
         raise BaseError(f"base folder {folder} lacks {', '.join(lacking)}; expected {EXPECTED}")
     options = layout.unwanted | ({"variant": "fp16"} if has_half_only(folder, layout) else {})
+    dtype = dtype if "vae" in layout.parts else torch.float32
     try:
         with Blank():
             pipeline = layout.pipeline.from_pretrained(folder, dtype=dtype, low_cpu_mem_usage=False, **options)

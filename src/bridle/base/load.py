@@ -33,7 +33,7 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
     Args:
         where: "embedded", a folder in diffusers format, a checkpoint in one file (.safetensors, or .ckpt, of which only
             weights are read), or the id of a model at the hub, which is fetched unless it is in the local cache.
-        dtype: of the weights in memory; training keeps float32 and computes in bfloat16.
+        dtype: of the weights in memory; training keeps float32 and computes in bfloat16. A base on pixels is float32.
         device: a torch device, or "auto": a GPU where there is one.
 
     Raises: BaseError: nothing is found there, files are missing or damaged, or it is of no family that is supported.

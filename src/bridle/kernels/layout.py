@@ -61,20 +61,24 @@ def pays(device: torch.device, *, recorded: bool) -> bool:
     if device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         return False
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
-        plain, last = block(device), block(device)
-        turn_weights(last)
-        keep_last(last)
-        first = torch.linspace(-99, 99, math.prod(SHAPE), device=device).sin().view(SHAPE).to(BF16)
-        turned = first.contiguous(memory_format=LAST)
         try:
-            outputs = there_and_back(last, turned)
-        except Exception:  # whatever a compiler that is not there, or does not know this GPU, may raise
+            return compare(device, recorded)
+        except Exception:  # whatever Triton may raise that is not there, finds no compiler, or does not know this GPU
             return False
-        wanted = there_and_back(plain, first)
-        near = all(bool((a - b).norm() < NEAR * b.norm()) for a, b in zip(outputs, wanted, strict=True))
-        ours, theirs = partial(there_and_back, last), partial(there_and_back, plain)
-        ours, theirs = (Recorded(ours), Recorded(theirs)) if recorded else (ours, theirs)
-        return near and time_ms(ours, turned) < time_ms(theirs, first)
+
+
+def compare(device: torch.device, recorded: bool) -> bool:
+    """See `pays`."""
+    plain, last = block(device), block(device)
+    turn_weights(last)
+    keep_last(last)
+    first = torch.linspace(-99, 99, math.prod(SHAPE), device=device).sin().view(SHAPE).to(BF16)
+    turned = first.contiguous(memory_format=LAST)
+    found, wanted = there_and_back(last, turned), there_and_back(plain, first)
+    near = all(bool((a - b).norm() < NEAR * b.norm()) for a, b in zip(found, wanted, strict=True))
+    ours, theirs = partial(there_and_back, last), partial(there_and_back, plain)
+    ours, theirs = (Recorded(ours), Recorded(theirs)) if recorded else (ours, theirs)
+    return near and time_ms(ours, turned) < time_ms(theirs, first)
 
 
 def block(device: torch.device) -> nn.Sequential:

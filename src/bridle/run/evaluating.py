@@ -18,7 +18,7 @@ from bridle.data.annotate import get_annotator
 from bridle.errors import DataError
 from bridle.evaluate import Evaluation, Generate, evaluate, write_report, write_sheet
 from bridle.files.weights import load_control, read_metadata
-from bridle.kernels.precision import choose_precision
+from bridle.kernels.precision import choose_precision, weights_type
 from bridle.run.pairs import RunData, load_data
 from bridle.run.settings import RunSettings, read_run
 from bridle.sample.sampler import generate, reconstruct
@@ -59,14 +59,19 @@ def evaluate_run(
     """
     console = console or Console(stderr=True)
     settings = read_run(folder)
-    base = base or load_base(settings.base, device=settings.device)
+    given, base = base, base or load_base(settings.base, device=settings.device)
     data = data or load_data(settings.data, base, folder)
+    how = sample or settings.sample
+    precision = choose_precision(how.precision, base.device, base.denoiser.dtype)
+    how = replace(how, precision=precision)
     control = load_control(folder / "control", device=str(base.device))
+    # What an unlocked base has learned would be lost in bfloat16.
+    if given is None and not control.base_delta and weights_type(precision, base.device) is torch.bfloat16:
+        base.halve()
+    control.to(dtype=base.denoiser.dtype)
     held_out = data.held_out(pairs)
     if not held_out:
         raise DataError("the run holds out no pairs to measure on; train with data.held_out of 5 or more")
-    how = sample or settings.sample
-    how = replace(how, precision=choose_precision(how.precision, base.device, base.denoiser.dtype))
     with Progress(console=console) as bar:
         task = bar.add_task("drawing held-out pairs", total=2 * seeds * len(held_out))
         evaluation = evaluate(

@@ -15,7 +15,7 @@ import torch
 
 from bridle import config
 from bridle.errors import TrainError
-from bridle.run.settings import RunSettings
+from bridle.run.settings import RunSettings, base_weights
 from bridle.train.memory import peak_resident_bytes
 from bridle.train.regime import Phase, unlocks
 
@@ -81,7 +81,7 @@ def plan_of(settings: RunSettings) -> Plan:
         accumulate=train.accumulate,
         optimizer=train.optimizer,
         gradient_checkpointing=machine.gradient_checkpointing,
-        base_weights=machine.base_weights,
+        base_weights=base_weights(settings, torch.device("cpu" if on_cpu(settings) else "cuda")),
         offload=machine.offload,
         drawn=settings.sample.batch,
         phase="unlocked" if unlocks(train) else "connected",

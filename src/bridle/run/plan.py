@@ -158,13 +158,13 @@ def with_batch(plan: Plan, batch: int) -> Plan:
 
 def ladder(settings: RunSettings) -> list[Plan]:
     """Ways to save, what costs little first; what the settings save already stays saved."""
-    train, machine = settings.train, settings.machine
+    train = settings.train
     as_set = with_batch(plan_of(settings), train.effective_batch)
     # What is trained keeps float32: in bfloat16 most updates would be rounded away.
-    halved = machine.base_weights if train.precision == "fp32" or unlocks(train) else "bf16"
+    halved = as_set.base_weights if train.precision == "fp32" or unlocks(train) else "bf16"
     device = torch.device("cpu" if on_cpu(settings) else "cuda")
     pays = choose_precision(train.precision, device) == "bf16"  # else computing takes long with such a base
-    cheap = replace(as_set, offload=True, drawn=1, base_weights=halved if pays else machine.base_weights)
+    cheap = replace(as_set, offload=True, drawn=1, base_weights=halved if pays else as_set.base_weights)
     small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
     again, both = (replace(rung, gradient_checkpointing=True) for rung in (cheap, small))
     return list(dict.fromkeys([as_set, cheap, small, again, both, replace(both, base_weights=halved)]))
@@ -231,7 +231,7 @@ def describe(found: Found) -> str:
         takes = f"the smallest measured takes {more}{least.peak_memory_bytes / GIB:.2f} GiB ({name(least.plan)})"
         remedy = "give more, lower data.size_px, or take a smaller base"
         return f"nothing fits {found.memory_bytes / GIB:.2f} GiB: {takes}; {remedy}"
-    before = dict(flatten(asdict(found.settings)))
+    before = dict(flatten(asdict(found.settings))) | plan_of(found.settings).settings()
     new = {key: value for key, value in found.chosen.plan.settings().items() if before[key] != value}
     sets = [f"--set {key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in new.items()]
     return f"fastest that fits: {name(found.chosen.plan)}; {' '.join(sets) or 'the settings as they are'}"

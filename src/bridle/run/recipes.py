@@ -68,7 +68,7 @@ def recipe_of(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
         return dict(settings["recipe"])
     if not {"prompt", "seed", "scheduler"} <= settings.keys():
         raise SampleError(f"picture {path} was not drawn by `bridle sample`; give one that was, or a recipe")
-    table = {name: settings[name] for name in OLD if name in settings}
+    table = {"precision": "fp32"} | {name: settings[name] for name in OLD if name in settings}
     table["base"] = "embedded" if str(table["base"]).startswith("embedded/") else table["base"]
     if "control" in settings:
         table["controls"] = [{key: settings[name] for name, key in CONTROL_FLAGS.items() if name in settings}]

@@ -6,13 +6,16 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 
 from bridle.base.base import Base
-from bridle.base.load import load_base
+from bridle.base.load import load_base, pick_device
+from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.data.picture import read_hint, read_picture
 from bridle.files.weights import load_control
+from bridle.kernels.precision import choose_precision, weights_type
 from bridle.run.recipes import digest
 from bridle.sample.picture import save_picture
 from bridle.sample.recipe import ControlRecipe, Recipe, to_table
@@ -28,9 +31,19 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
 
     Raises: SampleError, DataError, HintError, BaseError, FileError: the recipe asks for what is not there.
     """
-    model = load_base(recipe.base, device="auto")
+    device = torch.device(pick_device("auto"))
+    precision = choose_precision(recipe.precision, device)
+    recipe = dataclasses.replace(recipe, precision=precision)
+    controls = [load_control(one.file) for one in recipe.controls]
+    exact = any(control.base_delta for control in controls)  # what an unlocked base has learned, bfloat16 would lose
+    dtype = torch.float32 if exact else weights_type(precision, device)
+    model = load_base(recipe.base, device=str(device), dtype=dtype)
     size = recipe.height_px or model.size_px, recipe.width_px or model.size_px
-    steering = {f"{place} ({one.file})": steer(one, model, size) for place, one in enumerate(recipe.controls, 1)}
+    asked = zip(recipe.controls, controls, strict=True)
+    steering = {
+        f"{place} ({one.file})": steer(one, control.to(device, model.denoiser.dtype), size)
+        for place, (one, control) in enumerate(asked, 1)
+    }
     init = read_init(recipe, size)
     seeds = range(recipe.seed, recipe.seed + count)
     paths = [out] if count == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
@@ -57,10 +70,9 @@ def describe(recipe: Recipe, model: Base) -> dict[str, Any]:
     }
 
 
-def steer(one: ControlRecipe, model: Base, size: Size) -> Steering:
+def steer(one: ControlRecipe, control: Control, size: Size) -> Steering:
     """A control with its hint and mask, read from their files."""
     hint = make_hint(one.hint, one.image, one.annotator, size)
-    control = load_control(one.file, device=str(model.device), dtype=model.denoiser.dtype)
     mask = read_mask(one.mask, size) if one.mask is not None else None
     return Steering(control=control, hints=[hint], strength=one.strength, mask=mask)
 

@@ -6,10 +6,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from bridle import config
 from bridle.control.settings import ControlSettings
 from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError, TrainError
+from bridle.kernels.precision import Precision, choose_precision, weights_type
 from bridle.sample.settings import SampleSettings
 from bridle.train.checkpoint import list_checkpoints, newest_precision
 from bridle.train.loop import CHECKPOINTS, cannot_go_on
@@ -57,6 +60,16 @@ class RunSettings:
         if self.machine.base_weights == "bf16" and unlocks(self.train):
             remedy = "steps of train.unlock_lr are lost in bfloat16; set it to 'fp32', or keep the base locked"
             raise ConfigError(f"setting machine.base_weights is 'bf16', but the base is to be trained: {remedy}")
+
+
+def base_weights(settings: RunSettings, device: torch.device) -> Precision:
+    """What the base's weights are kept in on a device while a run trains, where its settings leave that open."""
+    if settings.machine.base_weights != "auto":
+        return settings.machine.base_weights
+    if settings.sample.precision == "fp32" or unlocks(settings.train):
+        return "fp32"
+    kind = weights_type(choose_precision(settings.train.precision, device), device)
+    return "bf16" if kind is torch.bfloat16 else "fp32"
 
 
 def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:

@@ -21,7 +21,7 @@ from bridle.files.weights import save_control
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import RunData, load_data, open_data
 from bridle.run.previews import Previews
-from bridle.run.settings import RunSettings, check_run, open_run
+from bridle.run.settings import RunSettings, base_weights, check_run, open_run
 from bridle.run.show import Shown
 from bridle.train.checkpoint import newest
 from bridle.train.hint_start import first_hints, scale_hint_encoder
@@ -67,8 +67,8 @@ def train_run(
         if world.main:
             open_run(folder, settings)
         control = new_control(settings, base, data)
-        if settings.machine.base_weights == "bf16":
-            base.pipeline.to(torch.bfloat16)
+        if base_weights(settings, base.device) == "bf16":
+            base.halve()
         started = time.monotonic()
         if settings.train.recipe == "scaled" and newest(folder / CHECKPOINTS) is None:
             scale_hints(control, data, settings, world)
@@ -174,7 +174,7 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
 
 
 def like_base(control: Control, base: Base) -> Control:
-    """The control in the base's type, which is bfloat16 where machine.base_weights says so."""
+    """The control in the base's type, which may be bfloat16; see machine.base_weights."""
     return control if control.dtype == base.denoiser.dtype else copy.deepcopy(control).to(base.denoiser.dtype)
 
 

@@ -28,7 +28,7 @@ from bridle.control.text import Text, join_texts
 from bridle.errors import BridleError, TrainError
 from bridle.run.pairs import RunData
 from bridle.run.previews import PAIRS
-from bridle.run.settings import RunSettings
+from bridle.run.settings import RunSettings, base_weights
 from bridle.run.training import like_base, new_control
 from bridle.sample.sampler import generate
 from bridle.train.denoiser import PARTS
@@ -102,8 +102,8 @@ def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
     """What a run does, in its order. Returns: seconds per pair of training."""
     cache = random_cache(base, settings.data.size_px)
     control = new_control(settings, base, RunData(settings.data, cast(Any, None), cache))
-    if settings.machine.base_weights == "bf16":
-        base.pipeline.to(torch.bfloat16)
+    if base_weights(settings, base.device) == "bf16":
+        base.halve()
     with offloaded(base, settings.machine.offload) as drawing:
         trainer = Trainer(control, base.denoiser, base.schedule, cache, settings.train, settings.machine, say=stop)
         time_s = time_per_sample(trainer, two_passes(settings, trainer, cache), phase)

@@ -66,8 +66,8 @@ class Recipe:
         seed: of the noise.
         base: as `load_base` takes it.
         width_px, height_px: of the picture; the base's own size where None.
-        steps, guidance, scheduler, precision, speed: see `SampleSettings`; but precision is no "auto", so that the same
-            picture can be drawn elsewhere.
+        steps, guidance, scheduler, precision, speed: see `SampleSettings`. A picture says what an "auto" precision was,
+            so that the same one can be drawn elsewhere.
         controls: any number; what they add is summed.
         init: a picture to begin from, cut and resized to the size.
         strength: how far to go from it, in (0, 1].
@@ -85,7 +85,7 @@ class Recipe:
     steps: int = 20
     guidance: float = 4.0
     scheduler: str = "auto"
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     speed: Speed = "exact"
     controls: tuple[ControlRecipe, ...] = ()
     init: Path | None = None

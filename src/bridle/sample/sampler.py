@@ -18,7 +18,7 @@ from bridle.control.control import Control
 from bridle.control.hint import to_hint
 from bridle.control.strength import Strength
 from bridle.errors import SampleError
-from bridle.kernels.precision import choose_precision
+from bridle.kernels.precision import Precision, choose_precision
 from bridle.sample.hasten import hasten
 from bridle.sample.pipelines import arguments, inpaintable, pick_pipeline
 from bridle.sample.recall import SPEEDS, recalled
@@ -75,9 +75,9 @@ def generate(
     if init is not None and int(settings.steps * init.strength) < 1:
         raise SampleError(f"{settings.steps} steps at strength {init.strength} are no step at all; raise either")
     pictures = []
-    in_bf16 = choose_precision(settings.precision, base.device, base.denoiser.dtype) == "bf16"
+    precision = choose_precision(settings.precision, base.device, base.denoiser.dtype)
     with (
-        torch.autocast(base.device.type, torch.bfloat16, enabled=in_bf16),
+        torch.autocast(base.device.type, torch.bfloat16, enabled=casts(base, precision)),
         hasten(base.pipeline, *(one.control for one in steering.values())),
     ):
         for start in range(0, len(prompts), settings.batch):
@@ -90,6 +90,11 @@ def generate(
             )
             pictures += draw(base, batch, settings, size_px, init, on_step)
     return pictures
+
+
+def casts(base: Base, precision: Precision) -> bool:
+    """Whether autocast is needed to compute so; stock pipelines on a GPU do without where the weights are bfloat16."""
+    return precision == "bf16" and not (base.device.type == "cuda" and base.denoiser.dtype is torch.bfloat16)
 
 
 def draw(

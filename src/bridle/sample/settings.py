@@ -37,8 +37,8 @@ class SampleSettings:
             "conditional": guidance then amplifies what the hint says, as it does the prompt, and the hint is followed
             far more closely (arXiv:2302.05543, section 3.4). Several have each their own, see `Strength`.
         batch: pictures denoised at once.
-        precision: "fp32", or "bf16": faster where the processor has it, the same picture but for fine grain; or "auto",
-            whichever is faster on the machine.
+        precision: "fp32"; "bf16", the same picture but for fine grain, and faster where the processor has it; or
+            "auto", whichever is faster on the machine.
         speed: "exact"; or "fast" and "draft", which take over in some steps what an earlier one computed.
 
     Raises: ConfigError: a value is out of range.
@@ -50,7 +50,7 @@ class SampleSettings:
     scale: float = 1.0
     half: Half = "both"
     batch: int = 16
-    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     speed: Speed = "exact"
 
     def __post_init__(self) -> None:

@@ -150,7 +150,8 @@ class MachineSettings:
     Args:
         workers: processes that read pairs ahead of training; 0 reads in the training process.
         gradient_checkpointing: keep fewer activations and compute them again: less memory, more time.
-        base_weights: "bf16" halves the locked base's memory.
+        base_weights: "bf16" halves the locked base's memory; "auto" does so on a GPU, where all is computed in bfloat16
+            and the base stays locked.
         offload: drop what training does not need (autoencoder, text encoder) from the device between probes.
         cuda_graph: on one GPU, for a U-Net whose steps are one pass without checkpointing: start a step's kernels all
             at once, which a fast GPU would otherwise wait for. A step's memory then stays taken from step to step, but
@@ -165,7 +166,7 @@ class MachineSettings:
 
     workers: int = 0
     gradient_checkpointing: bool = False
-    base_weights: Literal["fp32", "bf16"] = "fp32"
+    base_weights: Literal["auto", "fp32", "bf16"] = "auto"
     offload: bool = False
     cuda_graph: bool = True
     compile: bool = False
@@ -173,7 +174,7 @@ class MachineSettings:
 
     def __post_init__(self) -> None:
         require(self, "machine", 0, "workers")
-        choose(self, "machine", "base_weights", "fp32", "bf16")
+        choose(self, "machine", "base_weights", "auto", "fp32", "bf16")
         choose(self, "machine", "parallel", "ddp", "fsdp")
 
 

@@ -1,0 +1,52 @@
+"""Channels last on a GPU: the same results, and nothing changed where it does not pay."""
+
+import pytest
+import torch
+from torch import nn
+
+from bridle.kernels import layout
+from bridle.kernels.quicken import turn_weights
+
+on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+LAST = torch.channels_last
+
+
+def make_layers(device: str) -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = nn.Sequential(nn.GroupNorm(4, 32), nn.SiLU(), nn.Conv2d(32, 32, 3, padding=1), nn.GroupNorm(4, 32))
+    return layers.to(device, torch.bfloat16)
+
+
+def test_on_a_cpu_it_does_not_pay_and_the_modules_answer_themselves() -> None:
+    assert not layout.pays(torch.device("cpu"), recorded=True)
+    layers, features = make_layers("cpu"), torch.randn(2, 32, 8, 8).bfloat16()
+    wanted = layers(features)
+    undo = layout.keep_last(layers)
+    assert torch.equal(layers(features), wanted)
+    undo()
+    undo()
+    assert not any("forward" in vars(layer) for layer in layers)
+
+
+@on_gpu
+def test_outputs_and_gradients_differ_by_rounding_and_lie_with_channels_last() -> None:
+    features = torch.randn(2, 32, 8, 8, device="cuda").bfloat16()
+    wanted = layout.there_and_back(make_layers("cuda"), features)
+    layers = make_layers("cuda")
+    turn_weights(layers)
+    layout.keep_last(layers)
+    found = layout.there_and_back(layers, features)  # channels first: it is turned by the first normalisation
+    assert found[0].is_contiguous(memory_format=LAST)
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert float((ours - theirs).norm() / theirs.norm()) < 0.02
+
+
+@on_gpu
+def test_under_autocast_float32_features_are_normalised_in_bfloat16_and_without_it_in_float32() -> None:
+    norm, features = nn.GroupNorm(4, 32).cuda(), torch.randn(2, 32, 8, 8, device="cuda")
+    undo = layout.keep_last(norm)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert norm(features).dtype is torch.bfloat16
+    plain = norm(features)
+    undo()
+    assert torch.equal(plain, norm(features))
