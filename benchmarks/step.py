@@ -68,12 +68,15 @@ def ours(models: Any, batch: Any, args: argparse.Namespace) -> Any:
     return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), rows).loss)
 
 
-def make_trainer(models: Any, batch: Any, compiled: bool = False, **changes: Any) -> tuple[Any, Any]:
+def make_trainer(
+    models: Any, batch: Any, compiled: bool = False, halved: bool = True, **changes: Any
+) -> tuple[Any, Any]:
     """Set up what a run of Bridle does, where the models are.
 
     Args:
         batch: on the same device, or on the CPU, as in a run; the trainer moves what it needs.
         compiled: on a GPU, as `machine.compile` has it.
+        halved: whether the base is kept in bfloat16 where that is computed in; not where it is to be trained.
         changes: to the settings.
 
     Returns: the trainer, and the rows of a step, every draw of which is given.
@@ -112,7 +115,7 @@ def make_trainer(models: Any, batch: Any, compiled: bool = False, **changes: Any
         **changes,
     }
     settings = TrainSettings(**how)
-    if settings.precision == "bf16":
+    if settings.precision == "bf16" and halved:
         unet.to(torch.bfloat16)
     del models.vae, models.text_encoder
     machine = MachineSettings(compile=compiled)

@@ -1,5 +1,8 @@
 """Channels last on a GPU: the same results, and nothing changed where it does not pay."""
 
+from collections.abc import Generator
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -26,6 +29,49 @@ def test_on_a_cpu_it_does_not_pay_and_the_modules_answer_themselves() -> None:
     undo()
     undo()
     assert not any("forward" in vars(layer) for layer in layers)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Generator[torch.device]:
+    """What asks is told of a GPU with bfloat16; what computes does so on the CPU, by the modules' own code."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    real = layout.faster
+    monkeypatch.setattr(layout, "faster", lambda device, recorded: real(torch.device("cpu"), recorded))
+    layout.pays.cache_clear()
+    yield torch.device("cuda")
+    layout.pays.cache_clear()
+
+
+@pytest.mark.parametrize("fastest", ["first", "last"])
+def test_what_is_faster_is_measured_for_each_gpu(
+    gpu: torch.device, fastest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pick(key: Any, make_ways: Any) -> str:
+        assert key == ("channels", False, "some GPU")
+        ways = make_ways()
+        assert list(ways) == ["first", "last"]
+        for way in ways.values():
+            way()
+        return fastest
+
+    monkeypatch.setattr(layout, "TIMES", 1)
+    monkeypatch.setattr(layout, "pick", pick)
+    assert layout.pays(gpu, recorded=False) == (fastest == "last")
+
+
+def test_kernels_that_fail_or_compute_something_else_are_not_used(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "pick", lambda key, make_ways: "last")
+    assert layout.pays(gpu, recorded=True)
+    layout.pays.cache_clear()
+    monkeypatch.setattr(layout, "normalise", lambda norm, plain, hidden: 1.1 * plain(hidden))
+    assert not layout.pays(gpu, recorded=True)
+    layout.pays.cache_clear()
+    monkeypatch.setattr(layout, "normalise", lambda norm, plain, hidden: 1 / 0)
+    assert not layout.pays(gpu, recorded=True)
 
 
 @on_gpu
