@@ -51,6 +51,7 @@ def measure(args: argparse.Namespace) -> dict[str, list[float]]:
     taken: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for turn in range(1 + args.rounds):  # in the first one kernels are chosen
         for phase in PHASES if turn % 2 == 0 else reversed(PHASES):
+            trainer.optimizer.state.clear()  # or the moments would be there twice for a moment
             trainer.switch(phase, 0)
             trainer.step(0, rows)
             started_s = time.process_time()

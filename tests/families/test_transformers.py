@@ -335,14 +335,14 @@ def test_training_draws_the_noise_levels_of_the_base_s_own_scheduler(main_kind: 
     levels = base.pipeline.scheduler.sigmas[:1000].flip(0)
     assert torch.equal(base.schedule.spread, levels)
     assert (levels[499].item() > 0.7) == (main_kind.reference is SD3ControlNetModel)
-    generate(base, None, [], ["a"], [0], SampleSettings(steps=2), (64, 64))
+    generate(base, None, [], ["a"], [0], SampleSettings(steps=2, precision="fp32"), (64, 64))
     assert torch.equal(base.schedule.spread, levels)
 
 
 def test_pictures_are_generated_with_the_family_s_own_scheduler(main_kind: Kind) -> None:
     base = Base(main_kind.make())
     control = tt.wake(Control.from_base(base.pipeline))
-    settings = SampleSettings(steps=2, batch=2)
+    settings = SampleSettings(steps=2, batch=2, precision="fp32")
     hints = [tiny.make_hint(seed) for seed in (1, 2)]
     both = generate(base, control, hints, ["a", "b"], [3, 4], settings)
     assert type(base.pipeline.scheduler).__name__ == "FlowMatchEulerDiscreteScheduler"

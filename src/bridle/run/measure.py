@@ -15,7 +15,7 @@ import torch
 
 from bridle import config
 from bridle.errors import TrainError
-from bridle.run.settings import RunSettings, base_weights
+from bridle.run.settings import RunSettings
 from bridle.train.memory import peak_resident_bytes
 from bridle.train.regime import Phase, unlocks
 
@@ -38,7 +38,7 @@ class Plan:
     accumulate: int
     optimizer: Literal["adamw", "adamw8bit"]
     gradient_checkpointing: bool
-    base_weights: Literal["fp32", "bf16"]
+    base_weights: Literal["auto", "fp32", "bf16"]
     offload: bool
     drawn: int
     phase: Phase
@@ -81,7 +81,7 @@ def plan_of(settings: RunSettings) -> Plan:
         accumulate=train.accumulate,
         optimizer=train.optimizer,
         gradient_checkpointing=machine.gradient_checkpointing,
-        base_weights=base_weights(settings, torch.device("cpu" if on_cpu(settings) else "cuda")),
+        base_weights=machine.base_weights,
         offload=machine.offload,
         drawn=settings.sample.batch,
         phase="unlocked" if unlocks(train) else "connected",

@@ -23,7 +23,7 @@ from rich.table import Table
 from bridle.errors import ConfigError, TrainError
 from bridle.kernels.precision import choose_precision
 from bridle.run.measure import Measure, Measured, Plan, apply_plan, measure_plan, on_cpu, plan_of
-from bridle.run.settings import RunSettings, flatten
+from bridle.run.settings import RunSettings, base_weights, flatten
 from bridle.train.memory import free_memory_bytes
 from bridle.train.regime import Phase, unlocks
 
@@ -110,7 +110,7 @@ def parse_memory(text: str) -> int:
 
 def memory_to_use(settings: RunSettings, memory: str | None) -> tuple[int, int]:
     """What may be taken, and what is free on the device, in bytes."""
-    free_bytes = free_memory_bytes(torch.device("cpu" if on_cpu(settings) else "cuda"))
+    free_bytes = free_memory_bytes(device_of(settings))
     return (free_bytes if memory is None else parse_memory(memory)), free_bytes
 
 
@@ -159,15 +159,24 @@ def with_batch(plan: Plan, batch: int) -> Plan:
 def ladder(settings: RunSettings) -> list[Plan]:
     """Ways to save, what costs little first; what the settings save already stays saved."""
     train = settings.train
-    as_set = with_batch(plan_of(settings), train.effective_batch)
+    as_set = with_batch(plan_here(settings), train.effective_batch)
     # What is trained keeps float32: in bfloat16 most updates would be rounded away.
     halved = as_set.base_weights if train.precision == "fp32" or unlocks(train) else "bf16"
-    device = torch.device("cpu" if on_cpu(settings) else "cuda")
-    pays = choose_precision(train.precision, device) == "bf16"  # else computing takes long with such a base
+    # Elsewhere computing takes long with such a base.
+    pays = choose_precision(train.precision, device_of(settings)) == "bf16"
     cheap = replace(as_set, offload=True, drawn=1, base_weights=halved if pays else as_set.base_weights)
     small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
     again, both = (replace(rung, gradient_checkpointing=True) for rung in (cheap, small))
     return list(dict.fromkeys([as_set, cheap, small, again, both, replace(both, base_weights=halved)]))
+
+
+def plan_here(settings: RunSettings) -> Plan:
+    """The way in which a run with these settings trains on this machine."""
+    return replace(plan_of(settings), base_weights=base_weights(settings, device_of(settings)))
+
+
+def device_of(settings: RunSettings) -> torch.device:
+    return torch.device("cpu" if on_cpu(settings) else "cuda")
 
 
 def shown(settings: RunSettings, console: Console) -> Measure:
@@ -231,7 +240,7 @@ def describe(found: Found) -> str:
         takes = f"the smallest measured takes {more}{least.peak_memory_bytes / GIB:.2f} GiB ({name(least.plan)})"
         remedy = "give more, lower data.size_px, or take a smaller base"
         return f"nothing fits {found.memory_bytes / GIB:.2f} GiB: {takes}; {remedy}"
-    before = dict(flatten(asdict(found.settings))) | plan_of(found.settings).settings()
+    before = dict(flatten(asdict(found.settings))) | plan_here(found.settings).settings()
     new = {key: value for key, value in found.chosen.plan.settings().items() if before[key] != value}
     sets = [f"--set {key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in new.items()]
     return f"fastest that fits: {name(found.chosen.plan)}; {' '.join(sets) or 'the settings as they are'}"
