@@ -12,7 +12,7 @@ base, which time `generate` from prompt to pixels.
     python benchmarks/sampling.py sd15-256                       # random weights; 9 GB of memory
     python benchmarks/sampling.py sd15-512 --rounds 3 --steps 4
     python benchmarks/sampling.py sd15-512 --batch 4 --steps 20
-    python benchmarks/sampling.py embedded --precision fp32      # as `bridle sample` draws unless it is told otherwise
+    python benchmarks/sampling.py embedded --precision fp32      # as where the processor is no faster in bfloat16
 """
 
 import argparse
@@ -43,7 +43,7 @@ from bridle.base.load import load_base, pick_device
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.strength import Strength
-from bridle.kernels.precision import TYPES, Precision
+from bridle.kernels.precision import TYPES, Precision, weights_type
 from bridle.sample.hasten import hasten
 from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.sampler import generate
@@ -134,7 +134,7 @@ def ddim() -> Any:
 def embedded_kinds(batch: int, precision: Precision, device: str) -> dict[str, Draw]:
     """Pictures of 128 px. Its own weights, and a control with random zero convolutions."""
     torch.manual_seed(0)
-    base = load_base(device=device)
+    base = load_base(device=device, dtype=weights_type(precision, torch.device(device)))
     control = wake(Control.from_base(base.pipeline)).requires_grad_(False).eval()
     hints = draw_hints(batch)
     prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
@@ -159,7 +159,7 @@ def request_kinds(batch: int, precision: Precision, device: str) -> dict[str, Dr
     Stock calls come one after the other, as its pipeline takes one control for all; ours share each pass.
     """
     torch.manual_seed(0)
-    base = load_base(device=device)
+    base = load_base(device=device, dtype=weights_type(precision, torch.device(device)))
     controls = [wake(Control.from_base(base.pipeline)).requires_grad_(False).eval() for _ in range(2)]
     stocks = [stock_pipeline(base, control, precision) for control in controls]
     hints, seeds, scales = draw_hints(batch), list(range(batch)), (0.6, 1.0)

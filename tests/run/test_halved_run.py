@@ -9,67 +9,115 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from small_run import HELD_OUT
+from small_run import STEPS
 
 from bridle.base.load import load_base
+from bridle.errors import BaseError, ConfigError
 from bridle.files.weights import load_control
+from bridle.kernels.precision import TYPES
 from bridle.run import RunSettings, evaluate_run, train_run
 from bridle.run.recipes import read_recipe
 from bridle.run.sampling import sample_to_files
-from bridle.run.training import like_base
+from bridle.run.training import TrainedRun
 from bridle.sample import sampler
 from bridle.sample.picture import read_settings
-from bridle.train.settings import ProbeSettings
+from bridle.sample.settings import SampleSettings
+from bridle.train.checkpoint import newest_precision
+from bridle.train.settings import MachineSettings, ProbeSettings
 
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What asks for the device is told that weights are to be bfloat16, and that no autocast is needed with them."""
     for module in ("settings", "evaluating", "sampling"):
-        monkeypatch.setattr(f"bridle.run.{module}.weights_type", lambda precision, device: kinds[precision])
+        monkeypatch.setattr(f"bridle.run.{module}.weights_type", lambda precision, device: TYPES[precision])
     monkeypatch.setattr(sampler, "casts", lambda base, precision: base.denoiser.dtype is torch.float32)
 
 
-kinds: dict[str, Any] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The bases that are loaded to be measured or drawn with."""
+    bases: list[Any] = []
+
+    def load(*args: Any, **more: Any) -> Any:
+        bases.append(load_base(*args, **more))
+        return bases[-1]
+
+    monkeypatch.setattr("bridle.run.evaluating.load_base", load)
+    monkeypatch.setattr("bridle.run.sampling.load_base", load)
+    return bases
+
+
+def in_bf16(settings: RunSettings, **train: Any) -> RunSettings:
+    how = replace(settings.train, precision="bf16", **train)
+    return replace(settings, train=how, sample=replace(settings.sample, precision="bf16"))
+
+
+def draw(run: TrainedRun, settings: RunSettings, folder: Path) -> Path:
+    Image.fromarray(tiny.make_hint()).save(folder / "hint.png")
+    flags = {"prompt": "a red disc", "steps": 2, "base": settings.base, "precision": "bf16"}
+    flags |= {"control": run.folder / "control", "hint": folder / "hint.png"}
+    (path,) = sample_to_files(read_recipe(None, None, flags), folder / "picture.png")
+    return path
 
 
 def test_it_trains_draws_is_measured_and_its_control_is_float32(
-    settings: RunSettings, as_on_a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
 ) -> None:
-    train, sample = replace(settings.train, precision="bf16"), replace(settings.sample, precision="bf16")
-    settings = replace(settings, train=train, sample=sample, probe=ProbeSettings(every=2, samples=2, steps=1))
+    settings = replace(in_bf16(settings), probe=ProbeSettings(every=2, samples=2, steps=1))
     run = train_run(settings, tmp_path / "run")
     assert {model.dtype for model in (run.base.denoiser, run.base.vae)} == {torch.bfloat16}
-    control = load_control(tmp_path / "run" / "control")
-    assert control.dtype is run.outcome.control.dtype is torch.float32
-    assert like_base(control, run.base).dtype is torch.bfloat16
+    assert load_control(tmp_path / "run" / "control").dtype is run.outcome.control.dtype is torch.float32
+    assert run.control.dtype is torch.bfloat16
+    wanted = {name: weight.bfloat16() for name, weight in run.outcome.control.named_parameters()}
+    assert all(torch.equal(weight, wanted[name]) for name, weight in run.control.named_parameters())
     here = evaluate_run(tmp_path / "run", base=run.base, data=run.data)
-    loaded = []
-    monkeypatch.setattr(
-        "bridle.run.evaluating.load_base", lambda *args, **more: loaded.append(load_base(*args, **more)) or loaded[0]
-    )
     again = evaluate_run(tmp_path / "run")
-    assert loaded[0].denoiser.dtype is torch.bfloat16
     assert here.evaluation.headline == again.evaluation.headline
-    assert len(run.data.held_out()) == HELD_OUT
-    hint = tmp_path / "hint.png"
-    Image.fromarray(tiny.make_hint()).save(hint)
-    flags = {"prompt": "a red disc", "steps": 2, "base": settings.base, "precision": "bf16"}
-    flags |= {"control": tmp_path / "run" / "control", "hint": hint}
-    (path,) = sample_to_files(read_recipe(None, None, flags), tmp_path / "picture.png")
+    path = draw(run, settings, tmp_path)
+    assert [base.denoiser.dtype for base in loaded] == [torch.bfloat16] * 2
     assert read_settings(path)["recipe"]["precision"] == "bf16"
     assert np.asarray(Image.open(path)).std() > 0
+    with pytest.raises(ConfigError, match="'fp32', but the base's weights are bfloat16"):
+        evaluate_run(tmp_path / "run", base=run.base, data=run.data, sample=SampleSettings(precision="fp32"))
 
 
 def test_with_what_an_unlocked_base_has_learned_it_stays_float32(
+    settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
+) -> None:
+    settings = in_bf16(settings, regime="large", unlock_after=1, batch=2)
+    run = train_run(settings, tmp_path / "run")
+    evaluate_run(tmp_path / "run")
+    draw(run, settings, tmp_path)
+    assert [base.denoiser.dtype for base in (run.base, *loaded)] == [torch.float32] * 3
+
+
+def test_weights_that_were_asked_for_in_float32_are_measured_so(
+    settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
+) -> None:
+    settings = replace(in_bf16(settings), machine=MachineSettings(base_weights="fp32"))
+    run = train_run(settings, tmp_path / "run")
+    evaluate_run(tmp_path / "run")
+    assert [base.denoiser.dtype for base in (run.base, *loaded)] == [torch.float32] * 2
+
+
+def test_a_run_that_began_in_float32_goes_on_so_where_bfloat16_is_faster(
     settings: RunSettings, as_on_a_gpu: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = replace(settings.train, precision="bf16", regime="large", unlock_after=1, batch=2)
-    run = train_run(replace(settings, train=train, sample=replace(settings.sample, precision="bf16")), tmp_path / "run")
+    fastest = ["fp32"]
+    for module in ("run.settings", "train.loop", "sample.sampler"):
+        decide: Any = lambda wanted, *_: fastest[0] if wanted == "auto" else wanted  # noqa: E731
+        monkeypatch.setattr(f"bridle.{module}.choose_precision", decide)
+    auto = replace(settings, train=replace(settings.train, precision="auto"))
+    train_run(auto, tmp_path / "run")
+    fastest[:] = ["bf16"]
+    run = train_run(replace(auto, train=replace(auto.train, steps=STEPS + 2)), tmp_path / "run")
+    assert newest_precision(tmp_path / "run" / "checkpoints") == "fp32"
     assert run.base.denoiser.dtype is torch.float32
-    loaded = []
-    monkeypatch.setattr(
-        "bridle.run.evaluating.load_base", lambda *args, **more: loaded.append(load_base(*args, **more)) or loaded[0]
-    )
-    evaluate_run(tmp_path / "run")
-    assert loaded[0].denoiser.dtype is torch.float32
+
+
+def test_without_its_fingerprint_a_halved_base_has_none(base_folder: Path) -> None:
+    base = load_base(base_folder)
+    base.halve()
+    with pytest.raises(BaseError, match="load it again"):
+        _ = base.fingerprint

@@ -15,8 +15,10 @@ from bridle.errors import ConfigError
 from bridle.kernels import conv
 from bridle.kernels.quicken import speeds_up, turn_weights
 from bridle.kernels.record import Recorded
+from bridle.train import trainer as trainer_module
 from bridle.train import watch
 from bridle.train.log import read_rows
+from bridle.train.parallel import ALONE, World
 from bridle.train.regime import Verdict, first_phase, next_switch
 from bridle.train.settings import ProbeSettings, TrainSettings
 from bridle.train.trainer import Trainer
@@ -105,6 +107,39 @@ def test_a_compiled_step_is_the_same_step(new_run: Any, monkeypatch: pytest.Monk
     assert asked == [{"dynamic": False}] * 2  # once for each phase
     for name, weight in same.items():
         torch.testing.assert_close(weight, plain[name], rtol=1e-5, atol=1e-7)
+
+
+def test_channels_are_passed_on_last_in_a_step_and_not_while_something_else_computes(
+    new_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU where that pays; here the norms' stand-ins let them answer themselves."""
+    asked: list[bool] = []
+    monkeypatch.setattr(trainer_module, "pays", lambda device, recorded: asked.append(recorded) or True)
+    monkeypatch.setattr(trainer_module, "speeds_up", lambda kind: False)
+    monkeypatch.setattr(trainer_module, "check_width", lambda *_: None)  # which is for CPUs
+    base = tiny.make_base()
+    before = {name: weight.stride() for name, weight in base.denoiser.named_parameters()}
+    control = Control.from_base(base.pipeline)
+    run = new_run("run", precision="bf16", batch=4, accumulate=1)
+    trainer = Trainer(control, base.denoiser, base.schedule, run.cache, TrainSettings(**run.values))
+    seen: list[int] = []
+
+    def replaced(model: Any) -> int:
+        return sum(type(module) is torch.nn.GroupNorm and "forward" in vars(module) for module in model.modules())
+
+    control.conv_in.register_forward_hook(lambda *_: seen.append(replaced(trainer.inner)))
+    steps(trainer, 0, 1)
+    assert seen == [sum(type(module) is torch.nn.GroupNorm for module in trainer.inner.modules())]
+    assert asked == [False]  # there is no graph on a CPU
+    with trainer.averaged() as average:
+        assert replaced(trainer.inner) == replaced(average) == 0
+    trainer.close()
+    assert {name: weight.stride() for name, weight in base.denoiser.named_parameters()} == before
+    assert trainer._lies_last()
+    trainer.world = World(size=2)  # each might find something else
+    assert not trainer._lies_last()
+    trainer.world, trainer.precision = ALONE, "fp32"
+    assert not trainer._lies_last()
 
 
 def test_a_recording_is_forgotten_while_pictures_are_drawn_but_not_that_there_can_be_none(new_run: Any) -> None:

@@ -36,7 +36,7 @@ class Base:
             if getattr(pipeline, part, None) is None:
                 kind, family = type(pipeline).__name__, self.family.name
                 raise BaseError(f"base is a {kind} without {part}; expected a {family} pipeline with all parts")
-        self.pipeline, self.name = pipeline, name
+        self.pipeline, self.name, self.halved = pipeline, name, False
         for model in (self.denoiser, *self.encoders):
             model.requires_grad_(False).eval()
         pipeline.set_progress_bar_config(disable=True)
@@ -78,7 +78,12 @@ class Base:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the encoders' weights: what cached latents and texts depend on."""
+        """A hash of the encoders' weights: what cached latents and texts depend on.
+
+        Raises: BaseError: they were rounded to bfloat16 before anybody asked.
+        """
+        if self.halved:
+            raise BaseError("base was halved, and its fingerprint is that of the weights before: load it again")
         digest = hashlib.sha256()
         for model in self.encoders:
             for name, tensor in sorted(model.state_dict().items()):
@@ -90,13 +95,15 @@ class Base:
     def halve(self) -> None:
         """Keep all weights in bfloat16 from now on, which takes half the memory; a base on pixels stays as it is.
 
-        The fingerprint stays what it was.
+        The fingerprint stays what it was, if it was asked for before.
         """
         if self.vae is None:  # stock pipelines hand such pictures to NumPy as they are, which knows no bfloat16
             return
-        _ = self.fingerprint
+        self.halved = True
         for model in (self.denoiser, *self.encoders):
             nn.Module.to(model, torch.bfloat16)  # diffusers' own warns, of nothing in bases that are known here
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @property
     def schedule(self) -> Schedule:

@@ -21,7 +21,6 @@ from bridle.data.settings import DataSettings
 from bridle.evaluate import sentence
 from bridle.evaluate.evaluate import HeldOutPair
 from bridle.run import RunSettings, evaluate_run, train_run
-from bridle.run.training import like_base
 from bridle.sample.picture import grid
 from bridle.sample.sampler import generate
 from bridle.sample.settings import SampleSettings
@@ -87,8 +86,7 @@ def run_demo(data: Path | None, out: Path) -> DemoResult:
         raise SystemExit(f"Stopped at step {run.outcome.step}; the same command goes on.")
     facts = {"Training time": minutes(run.time_s), "Time so far": minutes(time.monotonic() - started)}
     measured = evaluate_run(out, seeds=1, base=run.base, data=run.data, extra_facts=facts, console=console)
-    control = like_base(run.outcome.control, run.base)
-    colours = write_colours(run.base, control, out, run.data.held_out(), settings.sample)
+    colours = write_colours(run.base, run.control, out, run.data.held_out(), settings.sample)
     figures = measured.evaluation.headline
     summary = {
         "sentence": sentence(measured.evaluation),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.utils import skip_init
 
+from bridle.errors import ConfigError
 from bridle.kernels.choice import pick
 from bridle.kernels.machine import instructions
 from bridle.kernels.quicken import quicken
@@ -27,12 +28,18 @@ def choose_precision(
     say so: a convolution is measured, once per machine, and the answer kept. GPUs are asked.
 
     Args:
-        weights: what the base's are kept in: with bfloat16 ones nothing but bfloat16 is computed.
+        weights: what the base's are kept in: with bfloat16 ones nothing but bfloat16 is computed. With those of another
+            type than these two it is computed in that: "auto" is then "fp32", for no autocast.
+
+    Raises: ConfigError: float32 is asked for with weights in bfloat16.
     """
+    if wanted == "fp32" and weights is torch.bfloat16:
+        remedy = "load the base in float32, or set it to 'auto' or 'bf16'"
+        raise ConfigError(f"precision is 'fp32', but the base's weights are bfloat16: {remedy}")
     if wanted != "auto":
         return wanted
-    if weights is torch.bfloat16:
-        return "bf16"
+    if weights is not torch.float32:
+        return "bf16" if weights is torch.bfloat16 else "fp32"
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":

@@ -9,6 +9,9 @@ the sums over all pixels, so that two kernels do however large a picture is.
 Legend: B batch, P pixels, C channels, G groups, D = C / G channels of a group, N programs of a group.
 """
 
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor, nn
@@ -72,8 +75,8 @@ def normalise(
     tl.store(mean + group, middle, number == 0)
     tl.store(inverse + group, slope, number == 0)
     channel = (group % groups) * depth + columns
-    scale = tl.load(weight + channel, columns < depth, 0.0) * slope
-    level = tl.load(bias + channel, columns < depth, 0.0)
+    scale = tl.load(weight + channel, columns < depth, 0.0).to(tl.float32) * slope
+    level = tl.load(bias + channel, columns < depth, 0.0).to(tl.float32)
     for tile in range(tiles):
         at, there = tile_of(number, tile, tiles, begin, columns, channels, depth, pixels, ROWS)
         value = tl.load(hidden + at, there, 0.0).to(tl.float32)
@@ -109,7 +112,7 @@ def pull_back(
     group, number, begin, columns = place(groups, channels, depth, pixels, programs, WIDTH)
     middle, slope = tl.load(mean + group), tl.load(inverse + group)
     channel = (group % groups) * depth + columns
-    scale = tl.load(weight + channel, columns < depth, 0.0)
+    scale = tl.load(weight + channel, columns < depth, 0.0).to(tl.float32)
     total = tl.zeros((WIDTH,), tl.float32)
     along = tl.zeros((WIDTH,), tl.float32)
     for other in range(programs):
@@ -131,10 +134,11 @@ def forward(hidden: Tensor, norm: nn.GroupNorm) -> Normalised:
     sums = hidden.new_empty(grid, 2, dtype=torch.float32)
     mean, inverse = hidden.new_empty(2, len(hidden), norm.num_groups, dtype=torch.float32)
     normal = torch.empty_like(hidden)
-    weight, bias = norm.weight.detach().float(), norm.bias.detach().float()
+    given = (norm.weight.detach(), norm.bias.detach(), normal, mean, inverse, norm.eps)
     programs = triton.next_power_of_2(sizes[-2])
-    add_up[(grid,)](hidden, sums, *sizes, **tiles)
-    normalise[(grid,)](hidden, sums, weight, bias, normal, mean, inverse, norm.eps, *sizes, **tiles, PROGRAMS=programs)
+    with on_device_of(hidden):
+        add_up[(grid,)](hidden, sums, *sizes, **tiles)
+        normalise[(grid,)](hidden, sums, *given, *sizes, **tiles, PROGRAMS=programs)
     return normal, mean, inverse
 
 
@@ -146,12 +150,17 @@ def backward(
     rows = grid // norm.num_groups
     sums = hidden.new_empty(2, rows, norm.num_channels, dtype=torch.float32)
     pulled = torch.empty_like(hidden)
-    add_up_back[(grid,)](gradient, hidden, mean, inverse, sums, rows, *sizes, **tiles)
-    pull_back[(grid,)](
-        gradient, hidden, mean, inverse, sums, norm.weight.detach().float(), pulled, rows, *sizes, **tiles
-    )
+    weight = norm.weight.detach()
+    with on_device_of(hidden):
+        add_up_back[(grid,)](gradient, hidden, mean, inverse, sums, rows, *sizes, **tiles)
+        pull_back[(grid,)](gradient, hidden, mean, inverse, sums, weight, pulled, rows, *sizes, **tiles)
     total, along = sums.sum(1) if trained else sums[:, 0]
     return pulled, along, total
+
+
+def on_device_of(hidden: Tensor) -> Any:
+    """Triton starts kernels on the current device, wherever the features lie."""
+    return torch.cuda.device(hidden.device) if hidden.is_cuda else nullcontext()
 
 
 def shape_of(hidden: Tensor, norm: nn.GroupNorm) -> tuple[int, tuple[int, ...], dict[str, int]]:

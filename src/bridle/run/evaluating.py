@@ -65,8 +65,9 @@ def evaluate_run(
     precision = choose_precision(how.precision, base.device, base.denoiser.dtype)
     how = replace(how, precision=precision)
     control = load_control(folder / "control", device=str(base.device))
+    free = given is None and settings.machine.base_weights != "fp32"
     # What an unlocked base has learned would be lost in bfloat16.
-    if given is None and not control.base_delta and weights_type(precision, base.device) is torch.bfloat16:
+    if free and not control.base_delta and weights_type(precision, base.device) is torch.bfloat16:
         base.halve()
     control.to(dtype=base.denoiser.dtype)
     held_out = data.held_out(pairs)

@@ -4,12 +4,13 @@ import copy
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
+from torch import nn
 
 from bridle.base.base import Base
 from bridle.base.load import load_base, pick_device
@@ -23,7 +24,7 @@ from bridle.run.pairs import RunData, load_data, open_data
 from bridle.run.previews import Previews
 from bridle.run.settings import RunSettings, base_weights, check_run, open_run
 from bridle.run.show import Shown
-from bridle.train.checkpoint import newest
+from bridle.train.checkpoint import newest, newest_precision
 from bridle.train.hint_start import first_hints, scale_hint_encoder
 from bridle.train.loop import CHECKPOINTS, Check, Hands, Outcome, train
 from bridle.train.parallel import World, gather, join, leave, same_on_all
@@ -36,13 +37,22 @@ PICTURE_CHANNELS = 3  # what an autoencoder takes
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A run after training: where it ended, and what is still at hand for measuring."""
+    """A run after training: where it ended, and what is still at hand for measuring.
+
+    Attributes:
+        base: as it was trained with: on a GPU in bfloat16, see `machine.base_weights`.
+    """
 
     folder: Path
     outcome: Outcome
     base: Base
     data: RunData
     time_s: float
+
+    @property
+    def control(self) -> Control:
+        """The averaged control in the base's type, to draw with."""
+        return like_base(self.outcome.control, self.base)
 
 
 def train_run(
@@ -67,7 +77,7 @@ def train_run(
         if world.main:
             open_run(folder, settings)
         control = new_control(settings, base, data)
-        if base_weights(settings, base.device) == "bf16":
+        if gather(base_weights(as_begun(settings, folder), base.device), world)[0] == "bf16":
             base.halve()
         started = time.monotonic()
         if settings.train.recipe == "scaled" and newest(folder / CHECKPOINTS) is None:
@@ -98,6 +108,12 @@ def processes(device: str) -> Generator[World]:
         yield world
     finally:
         leave(world)
+
+
+def as_begun(settings: RunSettings, folder: Path) -> RunSettings:
+    """With the precision that the run in this folder began with, if it has begun and the settings leave it open."""
+    began = newest_precision(folder / CHECKPOINTS) if settings.train.precision == "auto" else None
+    return settings if began is None else replace(settings, train=replace(settings.train, precision=cast(Any, began)))
 
 
 def share_data(settings: RunSettings, base: Base, folder: Path, world: World) -> RunData:
@@ -175,7 +191,11 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
 
 def like_base(control: Control, base: Base) -> Control:
     """The control in the base's type, which may be bfloat16; see machine.base_weights."""
-    return control if control.dtype == base.denoiser.dtype else copy.deepcopy(control).to(base.denoiser.dtype)
+    if control.dtype == base.denoiser.dtype:
+        return control
+    dtype = base.denoiser.dtype  # parameters are cast one by one: a second copy of all in float32 may be gigabytes
+    halves: dict[int, Any] = {id(one): nn.Parameter(one.detach().to(dtype), False) for one in control.parameters()}
+    return copy.deepcopy(control, halves).to(dtype)
 
 
 def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[str, Any]:

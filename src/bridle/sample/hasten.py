@@ -19,8 +19,9 @@ from bridle.sample.twins import share_halves
 def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
     """Sample faster inside the `with` block, and inside any autocast; what differs is the rounding of sums alone.
 
-    Weights are packed, or in float32 turned, keys and values of the text kept, and what both halves of guidance have in
-    common is computed once. Weights may change meanwhile, as `attach` changes them for a control of an unlocked base.
+    Weights are packed, or in float32 and on a GPU turned, keys and values of the text kept, and what both halves of
+    guidance have in common is computed once. Weights may change meanwhile, as `attach` changes them for a control of an
+    unlocked base.
 
     Args:
         pipeline: any of diffusers'; only those with a U-Net are hastened.

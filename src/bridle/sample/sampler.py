@@ -1,12 +1,13 @@
 """From hints and prompts to pictures: the base's own stock pipelines, with controls attached.
 
-Each picture has a seed of its own, so it comes out the same alone and in a batch.
+Each picture has a seed of its own, so it comes out the same alone and in a batch but for rounding, which in bfloat16 is
+more than a level of 256.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -94,7 +95,8 @@ def generate(
 
 def casts(base: Base, precision: Precision) -> bool:
     """Whether autocast is needed to compute so; stock pipelines on a GPU do without where the weights are bfloat16."""
-    return precision == "bf16" and not (base.device.type == "cuda" and base.denoiser.dtype is torch.bfloat16)
+    kinds = {cast(Any, model).dtype for model in (base.denoiser, *base.encoders)}
+    return precision == "bf16" and not (base.device.type == "cuda" and kinds == {torch.bfloat16})
 
 
 def draw(

@@ -94,6 +94,8 @@ class Trainer:
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
         self.lent = ExitStack()  # what gives both models back as they were
+        self.mine = len(share(range(settings.effective_batch), world))
+        self.lies_last = self._lies_last()
         if control.device.type == "cpu":
             if self.precision == "bf16":
                 check_width(control, shape[-1])
@@ -103,7 +105,7 @@ class Trainer:
                 self.lent.callback(choose_attention(control, denoiser))
             if native.library() is None:
                 self.say("kernels", "no C compiler (cc, gcc or clang) made the loops that would speed up the steps")
-        elif self._lies_last():
+        elif self.lies_last:
             self.lent.callback(turn_weights(control, denoiser))
         self.average = copy.deepcopy(control).requires_grad_(False).eval()
         if self.machine.gradient_checkpointing:
@@ -112,7 +114,6 @@ class Trainer:
             return_freed_memory()
         elif control.device.type == "cpu":
             keep_freed_memory()
-        self.mine = len(share(range(settings.effective_batch), world))
         self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
         self.skipped = self.skipped_in_a_row = 0
         self.undo: Callable[[], None] = lambda: None
@@ -142,7 +143,8 @@ class Trainer:
         while losses is None:
             self.optimizer.zero_grad(set_to_none=True)
             try:
-                losses = self._gradients(rows, check)
+                with self._passing_on():
+                    losses = self._gradients(rows, check)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -161,6 +163,14 @@ class Trainer:
             self._average(step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
+
+    @contextmanager
+    def _passing_on(self) -> Generator[None]:
+        """Pass features on with channels last, where that pays; what is drawn in between has its own answer to that."""
+        with ExitStack() as around:
+            if self.lies_last:
+                around.callback(keep_last(self.control, self.denoiser))
+            yield
 
     def _gradients(self, rows: Rows, check: Callable[[], None]) -> Tensor:
         """Run backward through all rows, a micro-batch at a time. Returns: their losses."""
@@ -271,14 +281,10 @@ class Trainer:
         return here and whole and isinstance(self.control, UNetControl)
 
     def _lies_last(self) -> bool:
-        """Whether a GPU computes with channels last."""
-        whole = not self.sharded and not self._compiles()
-        return (
-            self.precision == "bf16"
-            and whole
-            and isinstance(self.control, UNetControl)
-            and pays(self.device, recorded=self._can_record())
-        )
+        """Whether a GPU computes with channels last; for several processes it might differ from one to the other."""
+        alone = self.world.size == 1 and not self._compiles() and isinstance(self.control, UNetControl)
+        at_once = self._can_record() and self.mine <= self.settings.batch
+        return alone and self.precision == "bf16" and pays(self.device, recorded=at_once)
 
     def _can_record(self) -> bool:
         """Whether a step's kernels are the same each time, and started here alone."""
@@ -305,12 +311,9 @@ class Trainer:
                 halved = self.precision == "bf16" and self.world.size == 1
                 products = trained_products(self.inner) if halved else {}
                 return undo.pop_all().close, products
-        with ExitStack() as undo:
-            if self._lies_last():
-                undo.callback(keep_last(self.control, self.denoiser))
-            if self.phase != "unlocked" and not self._compiles():  # the compiler keeps no more than it needs, either
-                undo.callback(lighten_decoder(self.denoiser, skips=self.phase == "connected"))
-            return undo.pop_all().close, {}
+        if self.phase == "unlocked" or self._compiles():  # the compiler keeps no more than it needs, either
+            return lambda: None, {}
+        return lighten_decoder(self.denoiser, skips=self.phase == "connected"), {}
 
     def close(self) -> None:
         """Leave the base without what training put into it, down to how its weights lie: another run rounds alike."""
