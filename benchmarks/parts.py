@@ -14,7 +14,8 @@ import os
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,7 +26,7 @@ import torch
 from peer import Batch, Models
 from step import make_trainer
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 PARTS = ("control forward", "locked encoder", "decoder forward", "backward", "optimiser")
 RATE_SIZE = 4096
@@ -81,19 +82,38 @@ def count_flops(args: argparse.Namespace) -> tuple[dict[str, float], dict[str, f
             ("autoencoder", lambda: models.vae.encode(batch.pixels)),
             ("text encoder", lambda: models.text_encoder(batch.ids)),
         ):
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 call()
             spared[name] = float(counter.get_total_flops())
     with modules_own_code():
         trainer, rows = make_trainer(models, batch, precision="fp32")
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         parts = Meter(trainer, lambda: float(counter.get_total_flops())).step(trainer, rows)
     return parts, spared
 
 
-def modules_own_code() -> Any:
-    """While it lasts trainers set up steps without our kernels, whose products PyTorch cannot count."""
-    return mock.patch("bridle.train.trainer.speeds_up", return_value=False)
+@contextmanager
+def modules_own_code() -> Generator[None]:
+    """While it lasts trainers set up steps without our kernels and attention, whose products PyTorch cannot count."""
+    with (
+        mock.patch("bridle.train.trainer.speeds_up", return_value=False),
+        mock.patch("bridle.train.trainer.choose_attention", return_value=lambda: None),
+    ):
+        yield
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's, with attention on a CPU, which it knows how to count but does not."""
+    flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+    def forward(queries: Any, keys: Any, values: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(queries, keys, values)
+
+    def backward(gradient: Any, queries: Any, keys: Any, values: Any, *_: Any, **__: Any) -> int:
+        return sdpa_backward_flop_count(gradient, queries, keys, values)
+
+    return FlopCounterMode(display=False, custom_mapping={flash: forward, back: backward})
 
 
 def matmul_rate() -> float:

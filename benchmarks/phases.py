@@ -18,10 +18,9 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from parts import modules_own_code
+from parts import flop_counter, modules_own_code
 from peer import Batch, Models
 from step import make_trainer
-from torch.utils.flop_counter import FlopCounterMode
 
 PHASES = ("connected", "middle", "unlocked")
 REGIME: Any = {"regime": "auto", "unlock": "decoder"}
@@ -34,7 +33,7 @@ def count_gflops(args: argparse.Namespace) -> dict[str, float]:
         trainer, rows = make_trainer(*given(args), precision="fp32", **REGIME)
         for phase in PHASES:
             trainer.switch(phase, 0)
-            with FlopCounterMode(display=False) as counter:
+            with flop_counter() as counter:
                 trainer.step(0, rows)
             counted[phase] = counter.get_total_flops() / args.batch / 1e9
     return counted
