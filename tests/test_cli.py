@@ -19,7 +19,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bridle import __version__
-from bridle.cli import app, main, uncollected
+from bridle.cli import app, main
+from bridle.collector import uncollected
 from bridle.data.scenes import read_facts
 from bridle.errors import BridleError, SampleError
 from bridle.run.start import Result

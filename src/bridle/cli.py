@@ -1,18 +1,16 @@
 """The command line. Each verb parses, calls one function, prints one result; heavy imports wait until it is called."""
 
-import gc
 import json
 import logging
 import os
 import sys
-from collections.abc import Generator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bridle.collector import uncollected
 from bridle.errors import BridleError
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ def demo(
 
     Example: `bridle demo`, or `bridle demo --data my_pictures`
     """
-    with uncollected():
+    with uncollected(lasting=True):
         from bridle.demo.demo import run_demo
 
     # A run of its own for each data set: the same command goes on with it, another one does not collide with it.
@@ -79,7 +77,7 @@ def train(
 
     Example: `bridle train --data my_pictures --out runs/edges --set train.regime=auto --set train.steps=2000`
     """
-    with uncollected():
+    with uncollected(lasting=True):
         from bridle.run.start import start
 
     given = read_settings(settings, data, overrides)
@@ -110,7 +108,7 @@ def plan(
 
     Example: `bridle plan --base embedded --memory 2GB`
     """
-    with uncollected():
+    with uncollected(lasting=True):
         from bridle.run.plan import plan_run
 
     named = [*([f"base={json.dumps(base)}"] if base else []), *(overrides or [])]
@@ -149,7 +147,7 @@ def sample(
 
     Example: `bridle sample --control run/control --hint edges.png --prompt "a red apple" --out apple.png`
     """
-    with uncollected():
+    with uncollected(lasting=True):
         from bridle.run.recipes import read_recipe, warn_of_changes
         from bridle.run.sampling import sample_to_files
 
@@ -189,7 +187,7 @@ def evaluate(
 
     Example: `bridle evaluate runs/edges --pairs 16`
     """
-    with uncollected():
+    with uncollected(lasting=True):
         from bridle.evaluate import sentence
         from bridle.run import evaluate_run
 
@@ -302,20 +300,6 @@ def read_settings(path: Path | None, data: Path | None, overrides: list[str] | N
 
     named = [f"data.folder={json.dumps(str(data))}"] if data else []
     return config.read(RunSettings, path, [*named, *(overrides or [])])
-
-
-@contextmanager
-def uncollected() -> Generator[None]:
-    """Import without Python's search for garbage, which finds none there and takes a sixth of the time until training.
-
-    What has been imported is then left out of every later search.
-    """
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def say(result: dict[str, Any], as_json: bool, lines: list[str]) -> None:

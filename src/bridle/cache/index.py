@@ -7,6 +7,7 @@ from typing import Any
 
 from bridle.atomic import write_text
 from bridle.cache.fingerprint import PARTS, Fingerprint
+from bridle.collector import uncollected
 from bridle.data.example import Quarantined
 from bridle.errors import CacheError
 
@@ -75,6 +76,7 @@ def write_index(folder: Path, index: Index) -> None:
     write_text(folder / INDEX, json.dumps({"version": _VERSION, **asdict(index)}, ensure_ascii=False))
 
 
+@uncollected()
 def read_index(folder: Path) -> Index:
     """Read the index and check that every shard is there at its full size.
 
