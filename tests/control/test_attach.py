@@ -328,3 +328,14 @@ def test_an_attachment_that_fails_half_way_changes_nothing(stock: StableDiffusio
     with pytest.raises(ConfigError, match=r'control "b" changes conv_out.bias of shape .*: attach it to the base it'):
         attach(stock, a=fits, b=fails)
     assert same(weights(stock.unet), before)
+
+
+def test_a_base_that_fsdp_has_sharded_is_known_by_the_class_it_had() -> None:
+    unet = tiny.make_unet()
+    control = tiny.wake(Control.from_base(unet))
+    plain = type(unet)
+    unet.__class__ = type(f"FSDP{plain.__name__}", (type("FSDPModule", (), {}), plain), {})  # as fully_shard does
+    control.check_fit(unet, "control")
+    with attach(unet, it=control) as rig:
+        assert rig.first is control
+    assert type(Control.from_base(unet)) is type(control)

@@ -57,10 +57,14 @@ def go(
     """
     seen: Facts = {"save": [], "best": [], "preview": [], "ids": {}, "said": []}
 
+    def preview(control: Control, step: int, check: Any) -> None:
+        control.check_fit(base.denoiser, "control")  # as whatever draws does
+        seen["preview"].append(step)
+
     hands = Hands(
         save=lambda control, step: seen["save"].append(step),
         save_best=lambda control, step: seen["best"].append(step),
-        preview=lambda control, step, check: seen["preview"].append(step),
+        preview=preview,
         progress=lambda step, row: on_step(world, step),
         say=seen["said"].append,
     )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bridle.base.family import family_of
 from bridle.base.schedule import Schedule, read_schedule
-from bridle.control.control import Control, control_class, denoiser_of
+from bridle.control.control import Control, control_class, denoiser_of, kind_of
 from bridle.control.text import Text, join_texts
 from bridle.errors import BaseError
 from bridle.kernels.quicken import quicken
@@ -29,7 +29,7 @@ class Base:
     """
 
     def __init__(self, pipeline: Any, name: str = "unnamed") -> None:
-        self.control_class: type[Control] = control_class(type(denoiser_of(pipeline)).__name__)
+        self.control_class: type[Control] = control_class(kind_of(denoiser_of(pipeline)))
         self.control_class.check_base(denoiser_of(pipeline))
         self.family = family_of(pipeline)
         for part in self.family.parts:

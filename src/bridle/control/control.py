@@ -112,7 +112,7 @@ class Control(nn.Module, ABC):
         if hint_channels < 1:
             raise ConfigError(f"hint_channels is {hint_channels}; expected 1 or more")
         denoiser = denoiser_of(base)
-        family = control_class(type(denoiser).__name__)
+        family = control_class(kind_of(denoiser))
         family.check_base(denoiser)
         check_plain(denoiser)
         if size_factor is None:
@@ -306,10 +306,10 @@ class Control(nn.Module, ABC):
         Raises: BaseError: the base is not supported. ConfigError: it is of another family, widths, device or type, or
             the base delta does not fit.
         """
-        control_class(type(denoiser).__name__).check_base(denoiser)
+        control_class(kind_of(denoiser)).check_base(denoiser)
         remedy = "attach it to the base it was trained on, or to one of the same family"
-        if HOMES.get(type(denoiser).__name__) != HOMES[self.CLASS]:
-            raise ConfigError(f"{owner} steers {self.CLASS}s' bases, this one is a {type(denoiser).__name__}: {remedy}")
+        if HOMES.get(kind_of(denoiser)) != HOMES[self.CLASS]:
+            raise ConfigError(f"{owner} steers {self.CLASS}s' bases, this one is a {kind_of(denoiser)}: {remedy}")
         for key in self.SHARED:
             ours, theirs = self.config.get(key), denoiser.config.get(key)
             if tuple_of(ours) != tuple_of(theirs):
@@ -335,6 +335,13 @@ def check_plain(denoiser: Any) -> None:
         raise BaseError("base carries a LoRA, which would be copied along; call pipeline.unload_lora_weights() first")
     if any("IPAdapter" in type(processor).__name__ for processor in getattr(denoiser, "attn_processors", {}).values()):
         raise BaseError("base carries an IP-Adapter, which would be copied along; call unload_ip_adapter() first")
+
+
+def kind_of(denoiser: Any) -> str:
+    """The name of its class; of a sharded one, of the class that FSDP has put one of its own in front of."""
+    kind = type(denoiser)
+    sharded = kind.__name__.startswith("FSDP") and len(kind.__bases__) > 1
+    return str((kind.__bases__[-1] if sharded else kind).__name__)
 
 
 def control_class(name: str) -> type[Control]:

@@ -99,7 +99,7 @@ class Trainer:
         if control.device.type == "cpu":
             if self.precision == "bf16":
                 check_width(control, shape[-1])
-            if self.precision == "bf16" or self._has_kernels():
+            if not self.sharded and (self.precision == "bf16" or self._has_kernels()):  # FSDP takes no turned ones
                 self.lent.callback(turn_weights(control, denoiser))
             if not self._compiles():
                 self.lent.callback(choose_attention(control, denoiser))
