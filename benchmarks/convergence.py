@@ -49,8 +49,8 @@ class ShuffledHints(Cache):
         own = super().batch(ids)
         order = torch.randperm(len(self.train_ids), generator=generator("shuffled hints")).tolist()
         other = dict(zip(self.train_ids, (self.train_ids[place] for place in order), strict=True))
-        hint = super().batch([other.get(id, id) for id in ids]).hint
-        return CachedBatch(mean=own.mean, std=own.std, hint=hint, captions=own.captions, text=own.text)
+        hint = super().batch([other.get(id, id) for id in ids]).kept_hint
+        return CachedBatch(mean=own.mean, std=own.std, kept_hint=hint, captions=own.captions, text=own.text)
 
 
 def run(kind: str, out: Path) -> None:

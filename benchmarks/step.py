@@ -96,9 +96,8 @@ def make_trainer(
     count = len(batch.latents)
     text = Text(batch.text)
     ids = [f"random#{number}" for number in range(count)]
-    pairs = CachedBatch(
-        mean=batch.latents, std=torch.zeros_like(batch.latents), hint=batch.hint, captions=("",) * count, text=text
-    )
+    nothing = torch.zeros_like(batch.latents)
+    pairs = CachedBatch(mean=batch.latents, std=nothing, kept_hint=batch.hint, captions=("",) * count, text=text)
 
     empty = Text(batch.text[:1])
     cache: Any = SimpleNamespace(train_ids=tuple(ids), empty_text=empty, fingerprint="random", batch=lambda ids: pairs)

@@ -120,6 +120,7 @@ def test_a_batch_gives_back_what_went_in(house: House, rows_per_shard: int, monk
         assert batch.text.states[row].unique().tolist() == [len(example.caption)]
     assert batch.hint.shape == (len(ids), 3, 16, 16)
     assert batch.hint.max() == 1
+    assert batch.kept_hint.dtype is torch.uint8  # a quarter of the memory, and of what goes to a GPU
     assert cache.empty_text.states.tolist() == torch.zeros(1, 2, 5).tolist()
 
 

@@ -27,25 +27,35 @@ class CachedBatch:
 
     Args:
         mean, std: [B, C, h, w] float32, the posterior of the latents, times the base's scaling factor.
-        hint: [B, K, H, W] float32 in [0, 1], or as the base's kind of control prepares it.
+        kept_hint: [B, K, H, W] as the cache keeps it: uint8, or as the base's kind of control prepares it, float32.
         captions: B texts.
         text: of the captions, float32.
     """
 
     mean: Tensor
     std: Tensor
-    hint: Tensor
+    kept_hint: Tensor
     captions: tuple[str, ...]
     text: Text
+
+    @property
+    def hint(self) -> Tensor:
+        """As the control takes it: [B, K, H, W] float32 in [0, 1], or prepared."""
+        return as_taken(self.kept_hint)
 
     def __getitem__(self, rows: slice) -> "CachedBatch":
         return CachedBatch(
             mean=self.mean[rows],
             std=self.std[rows],
-            hint=self.hint[rows],
+            kept_hint=self.kept_hint[rows],
             captions=self.captions[rows],
             text=self.text[rows],
         )
+
+
+def as_taken(hint: Tensor) -> Tensor:
+    """A kept hint as the control takes it, wherever it lies: that is four times as large, so it is made last."""
+    return hint.float().div_(255) if hint.dtype == torch.uint8 else hint
 
 
 class Cache:
@@ -111,11 +121,10 @@ class Cache:
         """
         found = [self._find(id) for id in ids]
         places, rows = [(shard.name, at) for shard, at in found], [shard.rows[at] for shard, at in found]
-        hint = self._read("hint", places)
         return CachedBatch(
             mean=self._read("mean", places),
             std=self._read("std", places),
-            hint=hint.float().div_(255) if hint.dtype == torch.uint8 else hint,
+            kept_hint=self._read("hint", places),
             captions=tuple(self._index.captions[row.caption] for row in rows),
             text=self._read_text([row.caption for row in rows]),
         )

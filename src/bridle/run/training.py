@@ -128,7 +128,7 @@ def share_data(settings: RunSettings, base: Base, folder: Path, world: World) ->
 
 def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
     """An untrained control for the hints of this data set; the hint encoder's weights are drawn from the seed."""
-    prepared = data.cache.batch(data.cache.train_ids[:1]).hint
+    prepared = data.cache.batch(data.cache.train_ids[:1]).kept_hint
     channels = PICTURE_CHANNELS if base.control_class.PREPARES else prepared.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)

@@ -65,7 +65,7 @@ class RandomCache:
         return CachedBatch(
             mean=torch.randn(len(ids), *self.latents, generator=source),
             std=torch.ones(len(ids), *self.latents),
-            hint=torch.rand(len(ids), *self.hint, generator=source),
+            kept_hint=torch.rand(len(ids), *self.hint, generator=source),
             captions=("",) * len(ids),
             text=join_texts([self.empty_text] * len(ids)),
         )

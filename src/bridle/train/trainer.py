@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bridle.base.schedule import Schedule
-from bridle.cache.store import Cache, CachedBatch
+from bridle.cache.store import Cache, CachedBatch, as_taken
 from bridle.control.control import Control
 from bridle.control.delta import take_delta
 from bridle.control.text import Text
@@ -206,7 +206,14 @@ class Trainer:
     def _inputs(self, batch: CachedBatch, draws: Draws) -> list[Tensor]:
         """What the denoising error is a function of, on the device."""
         latents = sample_posterior(batch.mean, batch.std, draws.posterior)
-        given = [latents, draws.noise, draws.timesteps, draws.drop_prompt, batch.hint, *batch.text.tensors.values()]
+        given = [
+            latents,
+            draws.noise,
+            draws.timesteps,
+            draws.drop_prompt,
+            batch.kept_hint,
+            *batch.text.tensors.values(),
+        ]
         return [tensor.to(self.device) for tensor in given]
 
     def _errors(
@@ -216,7 +223,7 @@ class Trainer:
         noisy = add_noise(latents, noise, timesteps, self.schedule)
         wanted = target(latents, noise, timesteps, self.schedule)
         with self.autocast():
-            output = self.model(noisy, self.schedule.times[timesteps], told, hint)
+            output = self.model(noisy, self.schedule.times[timesteps], told, as_taken(hint))
         weights = loss_weights(timesteps, self.schedule, self.settings.weighting)
         return weights * loss_per_sample(output, wanted)
 
