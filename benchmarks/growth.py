@@ -5,7 +5,7 @@ and one thread. Each axis is a process of its own; its values take turns, so tha
 all alike. Caches are written by the package's own writer, of random latents, hints and texts.
 
     python benchmarks/growth.py --json growth.json --plot docs/images/growth.png
-    python benchmarks/growth.py --pairs 1000 10000 --rounds 3    # quicker; 100,000 pairs take 9 GB of disk
+    python benchmarks/growth.py --pairs 1000 10000 --rounds 3    # quicker; 100,000 pairs take 10 GB of disk
     python benchmarks/growth.py --draw growth.json --plot growth.png
 """
 

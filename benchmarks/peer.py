@@ -76,7 +76,7 @@ class Batch:
         size_px, shape = 8 * width, (batch, models.unet.config.in_channels, width, width)
         return Batch(
             pixels=torch.rand(batch, 3, size_px, size_px, generator=source) * 2 - 1,
-            hint=torch.rand(batch, 3, size_px, size_px, generator=source),
+            hint=torch.randint(256, (batch, 3, size_px, size_px), generator=source) / 255,
             ids=torch.randint(5, 300, (batch, models.tokens), generator=source),
             latents=torch.randn(shape, generator=source),
             text=torch.randn(batch, models.tokens, models.unet.config.cross_attention_dim, generator=source),

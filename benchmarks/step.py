@@ -97,7 +97,8 @@ def make_trainer(
     text = Text(batch.text)
     ids = [f"random#{number}" for number in range(count)]
     nothing = torch.zeros_like(batch.latents)
-    pairs = CachedBatch(mean=batch.latents, std=nothing, kept_hint=batch.hint, captions=("",) * count, text=text)
+    hint = (batch.hint * 255).round().to(torch.uint8)  # as a cache keeps it
+    pairs = CachedBatch(mean=batch.latents, std=nothing, kept_hint=hint, captions=("",) * count, text=text)
 
     empty = Text(batch.text[:1])
     cache: Any = SimpleNamespace(train_ids=tuple(ids), empty_text=empty, fingerprint="random", batch=lambda ids: pairs)

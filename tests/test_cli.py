@@ -100,6 +100,22 @@ def test_garbage_is_looked_for_again_once_a_verb_has_imported_what_it_needs() ->
     assert gc.isenabled()
 
 
+def test_what_lasts_is_left_out_of_later_searches_and_a_collector_that_was_off_stays_off() -> None:
+    before = gc.get_freeze_count()
+    with uncollected():
+        pass
+    assert gc.get_freeze_count() == before
+    gc.disable()
+    try:
+        with uncollected(lasting=True):
+            kept = [[] for _ in range(10)]
+        assert not gc.isenabled()
+        assert gc.get_freeze_count() > before + len(kept)
+    finally:
+        gc.unfreeze()
+        gc.enable()
+
+
 def test_the_version_is_printed(call: Call) -> None:
     assert call("--version") == (0, f"bridle {__version__}\n", "")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from bridle.kernels import layout
+from bridle.kernels import choice, layout
 from bridle.kernels.quicken import turn_weights
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -64,14 +64,30 @@ def test_what_is_faster_is_measured_for_each_gpu(
 def test_kernels_that_fail_or_compute_something_else_are_not_used(
     gpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    normalise = layout.normalise
     monkeypatch.setattr(layout, "pick", lambda key, make_ways: "last")
     assert layout.pays(gpu, recorded=True)
     layout.pays.cache_clear()
     monkeypatch.setattr(layout, "normalise", lambda norm, plain, hidden: 1.1 * plain(hidden))
     assert not layout.pays(gpu, recorded=True)
     layout.pays.cache_clear()
+    monkeypatch.setattr(layout, "normalise", normalise)
+    assert layout.pays(gpu, recorded=True)  # a failure is nothing to remember
+    layout.pays.cache_clear()
     monkeypatch.setattr(layout, "normalise", lambda norm, plain, hidden: 1 / 0)
     assert not layout.pays(gpu, recorded=True)
+
+
+@pytest.mark.usefixtures("new_machine")
+def test_where_pytorchs_own_was_faster_ours_are_not_even_tried(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layout, "TIMES", 1)
+    monkeypatch.setattr(choice, "_measure", lambda ways: "first")
+    assert not layout.pays(gpu, recorded=False)
+    layout.pays.cache_clear()
+    monkeypatch.setattr(layout, "block", lambda device: pytest.fail("tried"))
+    assert not layout.pays(gpu, recorded=False)
 
 
 @on_gpu

@@ -12,7 +12,7 @@ from PIL import Image
 from small_run import STEPS
 
 from bridle.base.load import load_base
-from bridle.errors import BaseError, ConfigError
+from bridle.errors import BaseError, ConfigError, TrainError
 from bridle.files.weights import load_control
 from bridle.kernels.precision import TYPES
 from bridle.run import RunSettings, evaluate_run, train_run
@@ -114,6 +114,10 @@ def test_a_run_that_began_in_float32_goes_on_so_where_bfloat16_is_faster(
     run = train_run(replace(auto, train=replace(auto.train, steps=STEPS + 2)), tmp_path / "run")
     assert newest_precision(tmp_path / "run" / "checkpoints") == "fp32"
     assert run.base.denoiser.dtype is torch.float32
+    written = (tmp_path / "run" / "settings.toml").read_text()
+    with pytest.raises(TrainError, match="this run began computing in 'fp32'"):
+        train_run(replace(auto, machine=MachineSettings(base_weights="bf16")), tmp_path / "run")
+    assert (tmp_path / "run" / "settings.toml").read_text() == written
 
 
 def test_without_its_fingerprint_a_halved_base_has_none(base_folder: Path) -> None:

@@ -13,6 +13,8 @@ from test_parallel import run_ranks
 
 from bridle.cache.store import Cache
 from bridle.control.control import Control
+from bridle.sample.sampler import generate
+from bridle.sample.settings import SampleSettings
 from bridle.train import checkpoint, loop, watch
 from bridle.train.draws import ids_of_step
 from bridle.train.log import read_rows
@@ -58,7 +60,8 @@ def go(
     seen: Facts = {"save": [], "best": [], "preview": [], "ids": {}, "said": []}
 
     def preview(control: Control, step: int, check: Any) -> None:
-        control.check_fit(base.denoiser, "control")  # as whatever draws does
+        how = SampleSettings(steps=1, precision="fp32")
+        generate(base, control, [tiny.make_hint(size_px=32)], ["a"], [0], how)  # sharded ones together
         seen["preview"].append(step)
 
     hands = Hands(

@@ -11,7 +11,7 @@ import torch
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.text import Text
-from bridle.errors import ConfigError
+from bridle.errors import ConfigError, TrainError
 from bridle.kernels import conv
 from bridle.kernels.quicken import speeds_up, turn_weights
 from bridle.kernels.record import Recorded
@@ -377,3 +377,11 @@ def test_an_average_of_one_takes_no_memory(new_run: Any) -> None:
         assert all(ours[name].data_ptr() == theirs[name].data_ptr() for name in ours)
         assert not any(parameter.requires_grad for parameter in ours.values())
     assert not any(name.startswith("average.") for name in trainer.tensors())
+
+
+def test_a_base_in_float16_is_not_trained_with(new_run: Any) -> None:
+    base, run = tiny.make_base(), new_run("run")
+    control = Control.from_base(base.pipeline)
+    base.denoiser.half()
+    with pytest.raises(TrainError, match=r"torch\.float16.*expected float32 or bfloat16"):
+        Trainer(control, base.denoiser, base.schedule, run.cache, TrainSettings(**run.values | {"precision": "auto"}))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, cast
 
-from bridle.control.control import denoiser_of
+from bridle.control.control import denoiser_of, kind_of
 from bridle.control.text import Text
 from bridle.errors import BaseError
 
@@ -56,7 +56,7 @@ HOMES = {
 def family_of(pipeline: Any) -> Family:
     """Raises: BaseError: it belongs to none."""
     count = sum(name.startswith("text_encoder") for name in getattr(pipeline, "components", {}))
-    return find_family(type(denoiser_of(pipeline)).__name__, count, "base")
+    return find_family(kind_of(denoiser_of(pipeline)), count, "base")
 
 
 def find_family(kind: str, count: int, owner: str) -> Family:

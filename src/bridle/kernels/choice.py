@@ -45,6 +45,12 @@ def pick(shape: tuple[Any, ...], make_ways: Callable[[], Mapping[str, Way]]) -> 
     return name
 
 
+def kept(shape: tuple[Any, ...]) -> str:
+    """What was chosen before, here or by an earlier process; empty where nothing was."""
+    key = (*shape, torch.get_num_threads())
+    return CHOSEN.get(key) or _kept().get(repr(key), "")
+
+
 def _measure(ways: Mapping[str, Way]) -> str:
     if len(ways) == 1:
         return next(iter(ways))

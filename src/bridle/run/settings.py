@@ -62,11 +62,16 @@ class RunSettings:
             raise ConfigError(f"setting machine.base_weights is 'bf16', but the base is to be trained: {remedy}")
 
 
-def base_weights(settings: RunSettings, device: torch.device) -> Precision:
-    """What the base's weights are kept in on a device while a run trains, where its settings leave that open."""
+def base_weights(settings: RunSettings, device: torch.device, began: str | None = None) -> Precision:
+    """What the base's weights are kept in on a device while a run trains.
+
+    Args:
+        began: the precision that the run goes on in, where it has begun.
+    """
     if settings.machine.base_weights != "auto":
         return settings.machine.base_weights
-    if settings.sample.precision == "fp32" or unlocks(settings.train):
+    trained = began if began and settings.train.precision == "auto" else settings.train.precision
+    if "fp32" in (trained, settings.sample.precision) or unlocks(settings.train):
         return "fp32"
     kind = weights_type(choose_precision(settings.train.precision, device), device)
     return "bf16" if kind is torch.bfloat16 else "fp32"
@@ -82,6 +87,9 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     if force or not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
+    if settings.machine.base_weights == "bf16" and newest_precision(folder / CHECKPOINTS) == "fp32":
+        remedy = "set it to 'auto' or 'fp32'"
+        raise TrainError(f"setting machine.base_weights is 'bf16', but this run began computing in 'fp32': {remedy}")
     if before[PRECISION] != now[PRECISION] and "auto" in (before[PRECISION], now[PRECISION]):
         decided = newest_precision(folder / CHECKPOINTS)  # what "auto" was when the run began stays
         for table in (before, now):

@@ -4,9 +4,9 @@ import copy
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -77,7 +77,7 @@ def train_run(
         if world.main:
             open_run(folder, settings)
         control = new_control(settings, base, data)
-        if gather(base_weights(as_begun(settings, folder), base.device), world)[0] == "bf16":
+        if gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0] == "bf16":
             base.halve()
         started = time.monotonic()
         if settings.train.recipe == "scaled" and newest(folder / CHECKPOINTS) is None:
@@ -108,12 +108,6 @@ def processes(device: str) -> Generator[World]:
         yield world
     finally:
         leave(world)
-
-
-def as_begun(settings: RunSettings, folder: Path) -> RunSettings:
-    """With the precision that the run in this folder began with, if it has begun and the settings leave it open."""
-    began = newest_precision(folder / CHECKPOINTS) if settings.train.precision == "auto" else None
-    return settings if began is None else replace(settings, train=replace(settings.train, precision=cast(Any, began)))
 
 
 def share_data(settings: RunSettings, base: Base, folder: Path, world: World) -> RunData:

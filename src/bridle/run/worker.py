@@ -50,13 +50,15 @@ class RandomCache:
     """Pairs made up on the spot, in the place of a `Cache`.
 
     Attributes:
-        latents, hint: the shapes of one pair's: [C, h, w], and what the control's encoder takes.
+        latents, hint: the shapes of one pair's: [C, h, w], and what the cache keeps of a hint.
+        hint_type: of what it keeps.
         empty_text: of the empty caption.
     """
 
     latents: tuple[int, int, int]
     hint: tuple[int, ...]
     empty_text: Text
+    hint_type: torch.dtype = torch.uint8
     train_ids: tuple[str, ...] = ("random#0",)
     fingerprint: str = "random"
 
@@ -65,7 +67,7 @@ class RandomCache:
         return CachedBatch(
             mean=torch.randn(len(ids), *self.latents, generator=source),
             std=torch.ones(len(ids), *self.latents),
-            kept_hint=torch.rand(len(ids), *self.hint, generator=source),
+            kept_hint=torch.rand(len(ids), *self.hint, generator=source).mul_(255).to(self.hint_type),
             captions=("",) * len(ids),
             text=join_texts([self.empty_text] * len(ids)),
         )
@@ -76,7 +78,8 @@ def random_cache(base: Base, size_px: int) -> Any:
     size = size_px // base.size_factor
     hint = base.encode_hints(torch.zeros(1, HINT_CHANNELS, size_px, size_px, dtype=torch.uint8))
     latents = (base.latent_channels, size, size)
-    return RandomCache(latents=latents, hint=tuple(hint.shape[1:]), empty_text=base.encode_captions([""]))
+    text = base.encode_captions([""])
+    return RandomCache(latents=latents, hint=tuple(hint.shape[1:]), hint_type=hint.dtype, empty_text=text)
 
 
 def measure(settings: RunSettings, phase: Phase, limit_bytes: int) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
 
 
 def is_unet(denoiser: Any) -> bool:
+    """Whole: a sharded one goes by another name, and its weights cannot be packed."""
     return type(denoiser).__name__ in ("UNet2DConditionModel", "UNet2DModel")
 
 

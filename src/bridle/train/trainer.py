@@ -90,11 +90,17 @@ class Trainer:
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
         self.device = control.device
         self.precision = choose_precision(settings.precision, self.device, next(denoiser.parameters()).dtype)
+        if next(denoiser.parameters()).dtype not in TYPES.values():
+            kind, remedy = next(denoiser.parameters()).dtype, "load the base in one of these"
+            raise TrainError(
+                f"base's weights are {kind}, which is not trained with; expected float32 or bfloat16: {remedy}"
+            )
         self.schedule = schedule.to(self.device)
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
         self.lent = ExitStack()  # what gives both models back as they were
         self.mine = len(share(range(settings.effective_batch), world))
+        self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
         self.lies_last = self._lies_last()
         if control.device.type == "cpu":
             if self.precision == "bf16":
@@ -114,7 +120,6 @@ class Trainer:
             return_freed_memory()
         elif control.device.type == "cpu":
             keep_freed_memory()
-        self.fits: int | None = None  # pairs per forward pass, once memory was found to hold no more
         self.skipped = self.skipped_in_a_row = 0
         self.undo: Callable[[], None] = lambda: None
         self.averages: dict[str, Tensor] = {}
@@ -290,7 +295,7 @@ class Trainer:
     def _lies_last(self) -> bool:
         """Whether a GPU computes with channels last; for several processes it might differ from one to the other."""
         alone = self.world.size == 1 and not self._compiles() and isinstance(self.control, UNetControl)
-        at_once = self._can_record() and self.mine <= self.settings.batch
+        at_once = self._can_record() and self.mine == self.micro
         return alone and self.precision == "bf16" and pays(self.device, recorded=at_once)
 
     def _can_record(self) -> bool:
@@ -353,6 +358,7 @@ class Trainer:
             raise TrainError(f"process {self.world.rank} ran out of memory; set {least}, and start again: it goes on")
         before, self.fits = self.micro, self.micro // 2
         self.recorded = None  # it holds a whole step's memory, and whole steps there are no more
+        self.lies_last = self.lies_last and self._lies_last()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         self.say("memory", f"out of memory with {before} pairs per forward pass: going on with {self.micro}, same step")
@@ -450,6 +456,7 @@ class Trainer:
         self._open(max(self.joined.values()))
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
         self.fits = facts["fits"]
+        self.lies_last = self.lies_last and self._lies_last()
         copy_into(self._weights(), tensors)
         copy_into(self._own_averages(), {name: tensors[of_average(name)] for name in self._own_averages()})
         optimizer = {name[len(OPTIMIZER) :]: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER)}
