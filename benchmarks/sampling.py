@@ -235,8 +235,8 @@ def show(costs: dict[str, Costs], steps: int) -> None:
     print(f"{'':10}{'CPU s a step':>14}{'wall s a step':>15}{'deviation':>11}   speed by CPU, by wall (ranges)")
     for name, cost in costs.items():
         cpu, wall = statistics.median(cost.cpu_s), statistics.median(cost.wall_s)
-        shown = [f"{statistics.median(ratios[name]):.2f}x" for ratios in speeds]
-        shown = [f"{one} ({min(by[name]):.2f}-{max(by[name]):.2f})" for one, by in zip(shown, speeds, strict=True)]
+        ratios = [by[name] for by in speeds]
+        shown = [f"{statistics.median(own):.2f}x ({min(own):.2f}-{max(own):.2f})" for own in ratios]
         print(f"{name:10}{cpu / steps:14.4f}{wall / steps:15.4f}{cost.deviation:11.4f}   {', '.join(shown)}")
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from bridle.kernels.choice import kept, pick
-from bridle.kernels.norm import GroupNorm, forward
+from bridle.kernels.norm import normalise as normalise_last
+from bridle.kernels.patches import LAST
 from bridle.kernels.quicken import turn_weights
 from bridle.kernels.record import Recorded
 from bridle.kernels.stand_in import Forward, Undo, stand_in
-from bridle.kernels.working import BF16, learns
+from bridle.kernels.working import BF16, numbers_of
 
-LAST = torch.channels_last
 CHANNELS = 320
 TIMES = 10
 NEAR = 0.02  # relative: what bfloat16 may round off in a convolution of a normalisation
@@ -42,13 +42,9 @@ def keep_last(*models: nn.Module) -> Undo:
 
 def normalise(norm: nn.GroupNorm, plain: Forward, hidden: Tensor) -> Any:
     """Stands in for a group normalisation's `forward`."""
-    kind = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else hidden.dtype
-    if kind is not BF16 or hidden.ndim != 4 or not hidden.is_cuda or hidden.numel() == 0:
+    if not hidden.is_cuda or numbers_of(hidden) is not BF16 or hidden.ndim != 4 or hidden.numel() == 0:
         return plain(hidden)
-    hidden = hidden.to(kind).contiguous(memory_format=LAST)
-    if not learns(hidden, norm.weight, norm.bias):
-        return forward(hidden, norm)[0]
-    return GroupNorm.apply(hidden, norm.weight, norm.bias, norm)
+    return normalise_last(norm, hidden.to(BF16).contiguous(memory_format=LAST))
 
 
 @cache

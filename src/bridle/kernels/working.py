@@ -134,6 +134,13 @@ def gradient_type(weight: Tensor) -> torch.dtype:
     return getattr(weight, "grad_dtype", None) or weight.dtype
 
 
+def numbers_of(thing: Any) -> torch.dtype:
+    """The type of number that a tensor, or a model, is computed with: autocast's, or else its own."""
+    device = thing.device.type
+    kind: torch.dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else thing.dtype
+    return kind
+
+
 def computed_in(hidden: Tensor) -> torch.dtype | None:
     """In what kernels compute with these features, by their type or by autocast; None where there are none for that."""
     if hidden.device.type != "cpu":

@@ -11,6 +11,7 @@ from bridle.control.control import denoiser_of
 from bridle.kernels.attention import choose_attention
 from bridle.kernels.layout import keep_last, pays
 from bridle.kernels.quicken import quicken, speeds_up, turn_weights
+from bridle.kernels.working import numbers_of
 from bridle.sample.text_once import keep_text
 from bridle.sample.twins import share_halves
 
@@ -32,13 +33,13 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
         if is_unet(denoiser):
             models = [denoiser, *controls]
             drawing = [*models, *([] if vae is None else [vae])]
+            kind = numbers_of(denoiser)
             if denoiser.device.type == "cpu":
-                exact = denoiser.dtype is torch.float32 and not torch.is_autocast_enabled("cpu")
-                if exact and speeds_up(torch.float32):  # of those for bfloat16 copies are packed
+                if kind is torch.float32 and speeds_up(torch.float32):  # of those for bfloat16 copies are packed
                     around.callback(turn_weights(*drawing))
                 around.callback(quicken(*drawing, fixed=True))
                 around.callback(choose_attention(*models))
-            elif computes_in(denoiser) is torch.bfloat16 and pays(denoiser.device, recorded=False):
+            elif kind is torch.bfloat16 and pays(denoiser.device, recorded=False):
                 around.callback(turn_weights(*drawing))
                 around.callback(keep_last(*drawing))
             around.callback(keep_text(*models))
@@ -49,9 +50,3 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
 def is_unet(denoiser: Any) -> bool:
     """Whole: a sharded one goes by another name, and its weights cannot be packed."""
     return type(denoiser).__name__ in ("UNet2DConditionModel", "UNet2DModel")
-
-
-def computes_in(model: Any) -> torch.dtype:
-    """What type of numbers, by its weights or by autocast."""
-    kind = model.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else model.dtype
