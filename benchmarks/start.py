@@ -80,7 +80,7 @@ def first_step(folder: Path) -> None:
     marks["import torch"] = time.process_time()
     from bridle.cli import uncollected
 
-    with uncollected():  # as the command line does
+    with uncollected(lasting=True):  # as the command line does
         from bridle.run import training
         from bridle.train.trainer import Trainer
 

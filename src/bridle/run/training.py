@@ -27,6 +27,7 @@ from bridle.run.show import Shown
 from bridle.train.checkpoint import newest, newest_precision
 from bridle.train.hint_start import first_hints, scale_hint_encoder
 from bridle.train.loop import CHECKPOINTS, Check, Hands, Outcome, train
+from bridle.train.memory import settle_freed_memory
 from bridle.train.parallel import World, gather, join, leave, same_on_all
 from bridle.train.probe import Obedience
 from bridle.train.regime import unlocks
@@ -76,6 +77,8 @@ def train_run(
         data = share_data(settings, base, folder, world)
         if world.main:
             open_run(folder, settings)
+        # Before a new control's hints are scaled: what that frees, the first step need not have mapped again.
+        settle_freed_memory(base.device, saving=settings.machine.gradient_checkpointing)
         control = new_control(settings, base, data)
         if gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0] == "bf16":
             base.halve()

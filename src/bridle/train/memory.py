@@ -41,6 +41,14 @@ def recompute(module: nn.Module, *inputs: Any) -> Any:
     return checkpoint(module, *inputs, use_reentrant=False)
 
 
+def settle_freed_memory(device: torch.device, *, saving: bool) -> None:
+    """Say what is to become of freed memory, before much is freed. Args: saving: whether the peak matters most."""
+    if saving:
+        return_freed_memory()
+    elif device.type == "cpu":
+        keep_freed_memory()
+
+
 def return_freed_memory() -> None:
     """Have this process give large tensors' memory back as soon as they are freed, where the C library is GNU's.
 

@@ -38,7 +38,7 @@ from bridle.train.denoiser import PARTS, Denoiser, check_width, trained_parts
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
 from bridle.train.lighten import channels_from_below, lighten_decoder, refuse_skips
-from bridle.train.memory import is_out_of_memory, keep_freed_memory, return_freed_memory, set_gradient_checkpointing
+from bridle.train.memory import is_out_of_memory, set_gradient_checkpointing, settle_freed_memory
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.optim import clip, halve_gradients, make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
@@ -89,6 +89,7 @@ class Trainer:
         self.inner = Denoiser(control, denoiser)
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
         self.device = control.device
+        settle_freed_memory(self.device, saving=machine.gradient_checkpointing)
         self.precision = choose_precision(settings.precision, self.device, next(denoiser.parameters()).dtype)
         if next(denoiser.parameters()).dtype not in TYPES.values():
             kind, remedy = next(denoiser.parameters()).dtype, "load the base in one of these"
@@ -117,9 +118,6 @@ class Trainer:
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
             self.lent.callback(partial(set_gradient_checkpointing, denoiser, on=False))
-            return_freed_memory()
-        elif control.device.type == "cpu":
-            keep_freed_memory()
         self.skipped = self.skipped_in_a_row = 0
         self.undo: Callable[[], None] = lambda: None
         self.averages: dict[str, Tensor] = {}
