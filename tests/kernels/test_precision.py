@@ -1,17 +1,19 @@
-"""bfloat16 is computed in where the machine is faster in it, and nowhere else unless asked for."""
+"""16 bits are computed in where the machine is faster in them, and nowhere else unless asked for."""
 
 import os
 import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from bridle.errors import ConfigError
 from bridle.kernels import choice, precision
-from bridle.kernels.precision import TYPES, can_do, choose_precision, convolution
+from bridle.kernels.precision import ON_CPU, TYPES, can_do, choose_precision, convolution
 from bridle.kernels.stand_in import Undo
 
 CPU = torch.device("cpu")
@@ -44,12 +46,28 @@ def test_it_is_found_out_wherever_somebody_asks(monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(precision, "quicken", watch)
     with around():
-        assert choose_precision("auto", CPU) in TYPES
-    assert set(seen) == set(TYPES.values())
+        assert choose_precision("auto", CPU) in ON_CPU
+    assert set(seen) == {TYPES[name] for name in ON_CPU}
 
 
-def test_bfloat16_weights_are_computed_with_in_bfloat16() -> None:
-    assert choose_precision("auto", CPU, torch.bfloat16) == "bf16"
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_weights_of_16_bits_are_computed_with_in_these(name: Any) -> None:
+    assert choose_precision("auto", CPU, TYPES[name]) == name
+    with pytest.raises(ConfigError, match=f"weights are {str(TYPES[name])[6:]}: load the base in float32"):
+        choose_precision("fp32", CPU, TYPES[name])
+
+
+@pytest.mark.parametrize(
+    ("bfloat16", "generation", "expected"),
+    [(True, (9, 0), "bf16"), (False, (7, 5), "fp16"), (False, (7, 0), "fp16"), (False, (6, 1), "fp32")],
+    ids=["Hopper", "Turing", "Volta", "Pascal"],
+)
+def test_a_gpu_without_bfloat16_computes_in_float16_where_that_is_faster(
+    bfloat16: bool, generation: tuple[int, int], expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: bfloat16)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: generation)
+    assert choose_precision("auto", torch.device("cuda")) == expected
 
 
 def test_what_was_found_with_fewer_instructions_is_not_kept_for_more(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A run whose base is kept in bfloat16, as on a GPU: all that a run does, and its control in other hands."""
+"""A run whose base is kept in 16 bits, as on a GPU: all that a run does, and its control in other hands."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from bridle.train.settings import MachineSettings, ProbeSettings
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What asks for the device is told that weights are to be bfloat16, and that no autocast is needed with them."""
+    """What asks for the device is told that weights are to have 16 bits, and that no autocast is needed with them."""
     for module in ("settings", "evaluating", "sampling"):
         monkeypatch.setattr(f"bridle.run.{module}.weights_type", lambda precision, device: TYPES[precision])
     monkeypatch.setattr(sampler, "casts", lambda base, precision: base.denoiser.dtype is torch.float32)
@@ -48,44 +48,46 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return bases
 
 
-def in_bf16(settings: RunSettings, **train: Any) -> RunSettings:
-    how = replace(settings.train, precision="bf16", **train)
-    return replace(settings, train=how, sample=replace(settings.sample, precision="bf16"))
+def in_bits(settings: RunSettings, precision: Any = "bf16", **train: Any) -> RunSettings:
+    how = replace(settings.train, precision=precision, **train)
+    return replace(settings, train=how, sample=replace(settings.sample, precision=precision))
 
 
 def draw(run: TrainedRun, settings: RunSettings, folder: Path) -> Path:
     Image.fromarray(tiny.make_hint()).save(folder / "hint.png")
-    flags = {"prompt": "a red disc", "steps": 2, "base": settings.base, "precision": "bf16"}
+    flags = {"prompt": "a red disc", "steps": 2, "base": settings.base, "precision": settings.sample.precision}
     flags |= {"control": run.folder / "control", "hint": folder / "hint.png"}
     (path,) = sample_to_files(read_recipe(None, None, flags), folder / "picture.png")
     return path
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_it_trains_draws_is_measured_and_its_control_is_float32(
-    settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
+    precision: Any, settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
 ) -> None:
-    settings = replace(in_bf16(settings), probe=ProbeSettings(every=2, samples=2, steps=1))
+    kind = TYPES[precision]
+    settings = replace(in_bits(settings, precision), probe=ProbeSettings(every=2, samples=2, steps=1))
     run = train_run(settings, tmp_path / "run")
-    assert {model.dtype for model in (run.base.denoiser, run.base.vae)} == {torch.bfloat16}
+    assert {model.dtype for model in (run.base.denoiser, run.base.vae)} == {kind}
     assert load_control(tmp_path / "run" / "control").dtype is run.outcome.control.dtype is torch.float32
-    assert run.control.dtype is torch.bfloat16
-    wanted = {name: weight.bfloat16() for name, weight in run.outcome.control.named_parameters()}
+    assert run.control.dtype is kind
+    wanted = {name: weight.to(kind) for name, weight in run.outcome.control.named_parameters()}
     assert all(torch.equal(weight, wanted[name]) for name, weight in run.control.named_parameters())
     here = evaluate_run(tmp_path / "run", base=run.base, data=run.data)
     again = evaluate_run(tmp_path / "run")
     assert here.evaluation.headline == again.evaluation.headline
     path = draw(run, settings, tmp_path)
-    assert [base.denoiser.dtype for base in loaded] == [torch.bfloat16] * 2
-    assert read_settings(path)["recipe"]["precision"] == "bf16"
+    assert [base.denoiser.dtype for base in loaded] == [kind] * 2
+    assert read_settings(path)["recipe"]["precision"] == precision
     assert np.asarray(Image.open(path)).std() > 0
-    with pytest.raises(ConfigError, match="'fp32', but the base's weights are bfloat16"):
+    with pytest.raises(ConfigError, match=f"'fp32', but the base's weights are {str(kind)[6:]}"):
         evaluate_run(tmp_path / "run", base=run.base, data=run.data, sample=SampleSettings(precision="fp32"))
 
 
 def test_with_what_an_unlocked_base_has_learned_it_stays_float32(
     settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
 ) -> None:
-    settings = in_bf16(settings, regime="large", unlock_after=1, batch=2)
+    settings = in_bits(settings, regime="large", unlock_after=1, batch=2)
     run = train_run(settings, tmp_path / "run")
     evaluate_run(tmp_path / "run")
     draw(run, settings, tmp_path)
@@ -95,7 +97,7 @@ def test_with_what_an_unlocked_base_has_learned_it_stays_float32(
 def test_weights_that_were_asked_for_in_float32_are_measured_so(
     settings: RunSettings, as_on_a_gpu: None, loaded: list[Any], tmp_path: Path
 ) -> None:
-    settings = replace(in_bf16(settings), machine=MachineSettings(base_weights="fp32"))
+    settings = replace(in_bits(settings), machine=MachineSettings(base_weights="fp32"))
     run = train_run(settings, tmp_path / "run")
     evaluate_run(tmp_path / "run")
     assert [base.denoiser.dtype for base in (run.base, *loaded)] == [torch.float32] * 2

@@ -36,16 +36,18 @@ def test_without_a_base_the_learning_rate_is_the_papers() -> None:
 @pytest.mark.parametrize(
     ("train", "sample", "machine", "on_gpu", "on_old_gpu"),
     [
-        ({}, {}, {}, "bf16", "fp32"),
+        ({}, {}, {}, "bf16", "fp16"),
+        ({}, {"precision": "fp16"}, {}, "fp32", "fp16"),
         ({"precision": "bf16"}, {"precision": "bf16"}, {}, "bf16", "bf16"),
         ({"precision": "fp32"}, {}, {}, "fp32", "fp32"),
         ({}, {"precision": "fp32"}, {}, "fp32", "fp32"),
         ({"regime": "large"}, {}, {}, "fp32", "fp32"),
         ({}, {}, {"base_weights": "fp32"}, "fp32", "fp32"),
         ({}, {}, {"base_weights": "bf16"}, "bf16", "bf16"),
+        ({}, {}, {"base_weights": "fp16"}, "fp16", "fp16"),
     ],
 )
-def test_a_gpu_keeps_a_base_in_bfloat16_where_all_is_computed_in_it_and_nothing_of_it_is_trained(
+def test_a_gpu_keeps_a_base_in_16_bits_where_all_is_computed_in_it_and_nothing_of_it_is_trained(
     train: Any, sample: Any, machine: Any, on_gpu: str, on_old_gpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = RunSettings(
@@ -59,11 +61,14 @@ def test_a_gpu_keeps_a_base_in_bfloat16_where_all_is_computed_in_it_and_nothing_
     assert base_weights(settings, gpu) == on_gpu
     assert base_weights(settings, cpu) == machine.get("base_weights", "fp32")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert base_weights(settings, gpu) == on_old_gpu
 
 
-def test_a_base_in_bfloat16_is_not_computed_with_in_float32() -> None:
-    halved = MachineSettings(base_weights="bf16")
+@pytest.mark.parametrize(("kept", "others"), [("bf16", ("fp32", "fp16")), ("fp16", ("fp32", "bf16"))])
+def test_a_base_of_16_bits_is_computed_with_in_nothing_else(kept: Any, others: Any) -> None:
+    halved = MachineSettings(base_weights=kept)
     assert RunSettings(data=DATA, sample=SampleSettings(precision="auto"), machine=halved)
-    with pytest.raises(ConfigError, match="something computes in 'fp32'"):
-        RunSettings(data=DATA, sample=SampleSettings(precision="fp32"), machine=halved)
+    for other in others:
+        with pytest.raises(ConfigError, match=f"something computes in '{other}'"):
+            RunSettings(data=DATA, sample=SampleSettings(precision=other), machine=halved)

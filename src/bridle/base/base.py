@@ -80,7 +80,7 @@ class Base:
     def fingerprint(self) -> str:
         """A hash of the encoders' weights: what cached latents and texts depend on.
 
-        Raises: BaseError: they were rounded to bfloat16 before anybody asked.
+        Raises: BaseError: they were rounded to 16 bits before anybody asked.
         """
         if self.halved:
             raise BaseError("base was halved, and its fingerprint is that of the weights before: load it again")
@@ -92,8 +92,8 @@ class Base:
         digest.update(str(self._scaling if self.vae is not None else None).encode())
         return digest.hexdigest()
 
-    def halve(self) -> None:
-        """Keep all weights in bfloat16 from now on, which takes half the memory; a base on pixels stays as it is.
+    def halve(self, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Keep all weights in 16 bits from now on, which takes half the memory; a base on pixels stays as it is.
 
         The fingerprint stays what it was, if it was asked for before.
         """
@@ -101,7 +101,7 @@ class Base:
             return
         self.halved = True
         for model in (self.denoiser, *self.encoders):
-            nn.Module.to(model, torch.bfloat16)  # diffusers' own warns, of nothing in bases that are known here
+            nn.Module.to(model, dtype)  # diffusers' own warns, of nothing in bases that are known here
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

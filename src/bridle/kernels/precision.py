@@ -1,8 +1,8 @@
-"""bfloat16 or float32: which of them this machine computes faster in."""
+"""bfloat16, float16 or float32: which of them this machine computes fastest in."""
 
 import hashlib
 import os
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -14,45 +14,67 @@ from bridle.kernels.choice import pick
 from bridle.kernels.machine import instructions
 from bridle.kernels.quicken import quicken
 
-Precision = Literal["bf16", "fp32"]
-TYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Precision = Literal["bf16", "fp16", "fp32"]
+TYPES: dict[Precision, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NAMES = {kind: name for name, kind in TYPES.items()}
+ON_CPU: tuple[Precision, ...] = ("bf16", "fp32")  # PyTorch computes float16 on a CPU, many times slower than either
 TIMES = 4
+VOLTA = (7, 0)  # of NVIDIA's GPUs the first that compute faster in float16 throughout
 
 
 def choose_precision(
     wanted: Precision | Literal["auto"], device: torch.device, weights: torch.dtype = torch.float32
 ) -> Precision:
-    """What to compute in, where "auto" is the faster.
+    """What to compute in, where "auto" is the fastest.
 
     A processor without instructions for bfloat16 takes up to a dozen times as long in it as in float32, and does not
-    say so: a convolution is measured, once per machine, and the answer kept. GPUs are asked.
+    say so: a convolution is measured, once per machine, and the answer kept. GPUs are asked: those before NVIDIA's
+    Ampere have no bfloat16, and compute in float16 from Volta on.
 
     Args:
-        weights: what the base's are kept in: with bfloat16 ones nothing but bfloat16 is computed. With those of another
-            type than these two it is computed in that: "auto" is then "fp32", for no autocast.
+        weights: what the base's are kept in: with those of 16 bits nothing is computed in 32.
 
-    Raises: ConfigError: float32 is asked for with weights in bfloat16.
+    Raises: ConfigError: float32 is asked for with weights of 16 bits.
     """
-    if wanted == "fp32" and weights is torch.bfloat16:
-        remedy = "load the base in float32, or set it to 'auto' or 'bf16'"
-        raise ConfigError(f"precision is 'fp32', but the base's weights are bfloat16: {remedy}")
+    kept = NAMES.get(weights, "fp32")
+    if wanted == "fp32" and kept != "fp32":
+        remedy = f"load the base in float32, or set it to 'auto' or {kept!r}"
+        raise ConfigError(f"precision is 'fp32', but the base's weights are {str(weights)[6:]}: {remedy}")
     if wanted != "auto":
         return wanted
     if weights is not torch.float32:
-        return "bf16" if weights is torch.bfloat16 else "fp32"
+        return kept
     if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return choose_for_gpu(device)
     if device.type != "cpu":
         return "fp32"
-    fastest = pick(("precision", *can_do()), lambda: {name: convolution(kind) for name, kind in TYPES.items()})
+    fastest = pick(("precision", *can_do()), lambda: {name: convolution(TYPES[name]) for name in ON_CPU})
     return "bf16" if fastest == "bf16" else "fp32"
+
+
+def choose_for_gpu(device: torch.device) -> Precision:
+    """bfloat16 where a GPU has it: unlike float16 it has float32's range."""
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bf16"
+    return "fp16" if torch.cuda.get_device_capability(device) >= VOLTA else "fp32"
+
+
+def computing(precision: Precision, device: torch.device, *, cached: bool = True) -> AbstractContextManager[Any]:
+    """Compute in that inside the `with` block, whatever weights are kept in.
+
+    Args:
+        cached: whether the cast of a weight is kept, from its first use to the end of the block.
+    """
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, TYPES[precision], cache_enabled=cached)
 
 
 def weights_type(precision: Precision, device: torch.device) -> torch.dtype:
     """What weights that nothing trains are best kept in to be computed with.
 
-    On a GPU in bfloat16 themselves: cast at every use they take half a step more memory traffic, and twice the memory.
-    For a CPU they are cast or packed once, and what is exact stays float32.
+    On a GPU in 16 bits themselves, where it computes in them: cast at every use they take half a step more memory
+    traffic, and twice the memory. For a CPU they are cast or packed once, and what is exact stays float32.
     """
     return TYPES[precision] if device.type == "cuda" else torch.float32
 

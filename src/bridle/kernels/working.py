@@ -145,9 +145,8 @@ def computed_in(hidden: Tensor) -> torch.dtype | None:
     """In what kernels compute with these features, by their type or by autocast; None where there are none for that."""
     if hidden.device.type != "cpu":
         return None
-    if torch.is_autocast_enabled("cpu"):
-        return BF16
-    return hidden.dtype if hidden.dtype in (BF16, torch.float32) else None
+    kind = numbers_of(hidden)
+    return kind if kind in (BF16, torch.float32) else None
 
 
 def identity(weight: Tensor) -> Tensor:

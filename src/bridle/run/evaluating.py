@@ -66,9 +66,10 @@ def evaluate_run(
     how = replace(how, precision=precision)
     control = load_control(folder / "control", device=str(base.device))
     free = given is None and settings.machine.base_weights != "fp32"
-    # What an unlocked base has learned would be lost in bfloat16.
-    if free and not control.base_delta and weights_type(precision, base.device) is torch.bfloat16:
-        base.halve()
+    kind = weights_type(precision, base.device)
+    # What an unlocked base has learned would be lost in 16 bits.
+    if free and not control.base_delta and kind is not torch.float32:
+        base.halve(kind)
     control.to(dtype=base.denoiser.dtype)
     held_out = data.held_out(pairs)
     if not held_out:

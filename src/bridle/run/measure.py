@@ -38,7 +38,7 @@ class Plan:
     accumulate: int
     optimizer: Literal["adamw", "adamw8bit"]
     gradient_checkpointing: bool
-    base_weights: Literal["auto", "fp32", "bf16"]
+    base_weights: Literal["auto", "fp32", "bf16", "fp16"]
     offload: bool
     drawn: int
     phase: Phase
@@ -50,7 +50,7 @@ class Plan:
             wanted[f"machine.{name}"] = getattr(self, name)
         wanted["sample.batch"] = self.drawn
         # Pictures are drawn with the weights that there are.
-        return wanted | ({"sample.precision": "bf16"} if self.base_weights == "bf16" else {})
+        return wanted | ({"sample.precision": self.base_weights} if self.base_weights in ("bf16", "fp16") else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -160,10 +160,11 @@ def ladder(settings: RunSettings) -> list[Plan]:
     """Ways to save, what costs little first; what the settings save already stays saved."""
     train = settings.train
     as_set = with_batch(plan_here(settings), train.effective_batch)
-    # What is trained keeps float32: in bfloat16 most updates would be rounded away.
-    halved = as_set.base_weights if train.precision == "fp32" or unlocks(train) else "bf16"
-    # Elsewhere computing takes long with such a base.
-    pays = choose_precision(train.precision, device_of(settings)) == "bf16"
+    fastest = choose_precision(train.precision, device_of(settings))
+    # What is trained keeps float32: in 16 bits most updates would be rounded away.
+    stays = train.precision == "fp32" or unlocks(train)
+    pays = fastest != "fp32"  # elsewhere computing takes long with such a base
+    halved = as_set.base_weights if stays else fastest if pays else "bf16"
     cheap = replace(as_set, offload=True, drawn=1, base_weights=halved if pays else as_set.base_weights)
     small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
     again, both = (replace(rung, gradient_checkpointing=True) for rung in (cheap, small))
@@ -225,6 +226,7 @@ def name(plan: Plan) -> str:
         "8-bit optimiser": plan.optimizer == "adamw8bit",
         "gradient checkpointing": plan.gradient_checkpointing,
         "bfloat16 base": plan.base_weights == "bf16",
+        "float16 base": plan.base_weights == "fp16",
         "offload": plan.offload,
         "pictures one by one": plan.drawn == 1,
         "middle link alone": plan.phase == "middle",

@@ -35,7 +35,7 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
     precision = choose_precision(recipe.precision, device)
     recipe = dataclasses.replace(recipe, precision=precision)
     controls = [load_control(one.file) for one in recipe.controls]
-    exact = any(control.base_delta for control in controls)  # what an unlocked base has learned, bfloat16 would lose
+    exact = any(control.base_delta for control in controls)  # what an unlocked base has learned, 16 bits would lose
     dtype = torch.float32 if exact else weights_type(precision, device)
     model = load_base(recipe.base, device=str(device), dtype=dtype)
     size = recipe.height_px or model.size_px, recipe.width_px or model.size_px

@@ -12,7 +12,7 @@ from bridle import config
 from bridle.control.settings import ControlSettings
 from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError, TrainError
-from bridle.kernels.precision import Precision, choose_precision, weights_type
+from bridle.kernels.precision import NAMES, Precision, choose_precision, weights_type
 from bridle.sample.settings import SampleSettings
 from bridle.train.checkpoint import list_checkpoints, newest_precision
 from bridle.train.loop import CHECKPOINTS, cannot_go_on
@@ -54,27 +54,32 @@ class RunSettings:
         if self.train.lr == "auto":
             lr = EMBEDDED_LR if self.base == "embedded" else PAPER_LR
             object.__setattr__(self, "train", replace(self.train, lr=lr))
-        if self.machine.base_weights == "bf16" and "fp32" in (self.train.precision, self.sample.precision):
-            remedy = "set train.precision and sample.precision to 'bf16' as well"
-            raise ConfigError(f"setting machine.base_weights is 'bf16', but something computes in 'fp32': {remedy}")
-        if self.machine.base_weights == "bf16" and unlocks(self.train):
-            remedy = "steps of train.unlock_lr are lost in bfloat16; set it to 'fp32', or keep the base locked"
-            raise ConfigError(f"setting machine.base_weights is 'bf16', but the base is to be trained: {remedy}")
+        kept = self.machine.base_weights
+        if kept in ("auto", "fp32"):
+            return
+        for other in {self.train.precision, self.sample.precision} - {"auto", kept}:
+            remedy = f"set train.precision and sample.precision to {kept!r} as well"
+            raise ConfigError(
+                f"setting machine.base_weights is {kept!r}, but something computes in {other!r}: {remedy}"
+            )
+        if unlocks(self.train):
+            remedy = "steps of train.unlock_lr are lost in 16 bits; set it to 'fp32', or keep the base locked"
+            raise ConfigError(f"setting machine.base_weights is {kept!r}, but the base is to be trained: {remedy}")
 
 
-def base_weights(settings: RunSettings, device: torch.device, began: str | None = None) -> Precision:
+def base_weights(settings: RunSettings, device: torch.device, began: Precision | None = None) -> Precision:
     """What the base's weights are kept in on a device while a run trains.
 
     Args:
-        began: the precision that the run goes on in, where it has begun.
+        began: the precision that the run goes on in, where it has begun: perhaps not what is fastest here.
     """
     if settings.machine.base_weights != "auto":
         return settings.machine.base_weights
     trained = began if began and settings.train.precision == "auto" else settings.train.precision
     if "fp32" in (trained, settings.sample.precision) or unlocks(settings.train):
         return "fp32"
-    kind = weights_type(choose_precision(settings.train.precision, device), device)
-    return "bf16" if kind is torch.bfloat16 else "fp32"
+    used = {choose_precision(wanted, device) for wanted in (trained, settings.sample.precision)}
+    return NAMES[weights_type(used.pop(), device)] if len(used) == 1 else "fp32"
 
 
 def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
@@ -87,9 +92,12 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     if force or not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
-    if settings.machine.base_weights == "bf16" and newest_precision(folder / CHECKPOINTS) == "fp32":
+    kept, began = settings.machine.base_weights, newest_precision(folder / CHECKPOINTS)
+    if kept not in ("auto", "fp32", began):
         remedy = "set it to 'auto' or 'fp32'"
-        raise TrainError(f"setting machine.base_weights is 'bf16', but this run began computing in 'fp32': {remedy}")
+        raise TrainError(
+            f"setting machine.base_weights is {kept!r}, but this run began computing in {began!r}: {remedy}"
+        )
     if before[PRECISION] != now[PRECISION] and "auto" in (before[PRECISION], now[PRECISION]):
         decided = newest_precision(folder / CHECKPOINTS)  # what "auto" was when the run began stays
         for table in (before, now):

@@ -19,6 +19,7 @@ from bridle.control.control import Control
 from bridle.control.unet import UNetControl
 from bridle.data.annotate import get_annotator
 from bridle.files.weights import save_control
+from bridle.kernels.precision import TYPES
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import RunData, load_data, open_data
 from bridle.run.previews import Previews
@@ -41,7 +42,7 @@ class TrainedRun:
     """A run after training: where it ended, and what is still at hand for measuring.
 
     Attributes:
-        base: as it was trained with: on a GPU in bfloat16, see `machine.base_weights`.
+        base: as it was trained with: on a GPU in 16 bits, see `machine.base_weights`.
     """
 
     folder: Path
@@ -80,8 +81,9 @@ def train_run(
         # Before a new control's hints are scaled: what that frees, the first step need not have mapped again.
         settle_freed_memory(base.device, saving=settings.machine.gradient_checkpointing)
         control = new_control(settings, base, data)
-        if gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0] == "bf16":
-            base.halve()
+        kept = gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0]
+        if kept != "fp32":
+            base.halve(TYPES[kept])
         started = time.monotonic()
         if settings.train.recipe == "scaled" and newest(folder / CHECKPOINTS) is None:
             scale_hints(control, data, settings, world)
@@ -187,7 +189,7 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
 
 
 def like_base(control: Control, base: Base) -> Control:
-    """The control in the base's type, which may be bfloat16; see machine.base_weights."""
+    """The control in the base's type, which may have 16 bits; see machine.base_weights."""
     if control.dtype == base.denoiser.dtype:
         return control
     dtype = base.denoiser.dtype  # parameters are cast one by one: a second copy of all in float32 may be gigabytes

@@ -26,6 +26,7 @@ from bridle.cache.store import CachedBatch
 from bridle.control.control import Control
 from bridle.control.text import Text, join_texts
 from bridle.errors import BridleError, TrainError
+from bridle.kernels.precision import TYPES
 from bridle.run.pairs import RunData
 from bridle.run.previews import PAIRS
 from bridle.run.settings import RunSettings, base_weights
@@ -105,8 +106,9 @@ def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
     """What a run does, in its order. Returns: seconds per pair of training."""
     cache = random_cache(base, settings.data.size_px)
     control = new_control(settings, base, RunData(settings.data, cast(Any, None), cache))
-    if base_weights(settings, base.device) == "bf16":
-        base.halve()
+    kept = base_weights(settings, base.device)
+    if kept != "fp32":
+        base.halve(TYPES[kept])
     with offloaded(base, settings.machine.offload) as drawing:
         trainer = Trainer(control, base.denoiser, base.schedule, cache, settings.train, settings.machine, say=stop)
         time_s = time_per_sample(trainer, two_passes(settings, trainer, cache), phase)

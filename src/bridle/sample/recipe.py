@@ -85,7 +85,7 @@ class Recipe:
     steps: int = 20
     guidance: float = 4.0
     scheduler: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     speed: Speed = "exact"
     controls: tuple[ControlRecipe, ...] = ()
     init: Path | None = None

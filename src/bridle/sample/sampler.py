@@ -4,14 +4,14 @@ Each picture has a seed of its own, so it comes out the same alone and in a batc
 more than a level of 256.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bridle.base.base import Base
 from bridle.control.attach import attach
@@ -19,7 +19,8 @@ from bridle.control.control import Control
 from bridle.control.hint import to_hint
 from bridle.control.strength import Strength
 from bridle.errors import SampleError
-from bridle.kernels.precision import Precision, choose_precision
+from bridle.kernels.precision import TYPES, Precision, choose_precision, computing
+from bridle.kernels.stand_in import stand_in
 from bridle.sample.hasten import hasten
 from bridle.sample.pipelines import arguments, inpaintable, pick_pipeline
 from bridle.sample.recall import SPEEDS, recalled
@@ -78,7 +79,8 @@ def generate(
     pictures = []
     precision = choose_precision(settings.precision, base.device, base.denoiser.dtype)
     with (
-        torch.autocast(base.device.type, torch.bfloat16, enabled=casts(base, precision)),
+        computing(precision, base.device) if casts(base, precision) else nullcontext(),
+        exempt(base.encoders) if precision == "fp16" else nullcontext(),
         hasten(base.pipeline, *(one.control for one in steering.values())),
     ):
         for start in range(0, len(prompts), settings.batch):
@@ -94,9 +96,39 @@ def generate(
 
 
 def casts(base: Base, precision: Precision) -> bool:
-    """Whether autocast is needed to compute so; stock pipelines on a GPU do without where the weights are bfloat16."""
+    """Whether autocast is needed to compute so; stock pipelines do without where the weights are of that type."""
     kinds = {cast(Any, model).dtype for model in (base.denoiser, *base.encoders)}
-    return precision == "bf16" and not (base.device.type == "cuda" and kinds == {torch.bfloat16})
+    plain = kinds == {TYPES[precision]} and (base.device.type == "cuda" or precision != "bf16")
+    return precision != "fp32" and not plain
+
+
+@contextmanager
+def exempt(encoders: Sequence[nn.Module]) -> Generator[None]:
+    """Have autocast leave autoencoder and text encoders alone where their weights are float32.
+
+    Those of SDXL and Stable Diffusion 3 overflow in float16, which stock pipelines know how to avoid in theirs.
+    """
+
+    def make(compute: Callable[..., Any]) -> Callable[..., Any]:
+        def in_full(*given: Any, **named: Any) -> Any:
+            given = tuple(in_float32(one) for one in given)
+            with torch.autocast(device, enabled=False):
+                return compute(*given, **named)
+
+        return in_full
+
+    with ExitStack() as around:
+        # An autoencoder is called by its parts.
+        for part in [part for encoder in encoders for part in (encoder, *encoder.children())]:
+            weight = next(part.parameters(), None)
+            if weight is not None and weight.dtype is torch.float32:
+                device = weight.device.type
+                around.callback(stand_in(part, make))
+        yield
+
+
+def in_float32(given: Any) -> Any:
+    return given.float() if isinstance(given, Tensor) and given.is_floating_point() else given
 
 
 def draw(

@@ -37,8 +37,8 @@ class SampleSettings:
             "conditional": guidance then amplifies what the hint says, as it does the prompt, and the hint is followed
             far more closely (arXiv:2302.05543, section 3.4). Several have each their own, see `Strength`.
         batch: pictures denoised at once.
-        precision: "fp32"; "bf16", the same picture but for fine grain, and faster where the processor has it; or
-            "auto", whichever is faster on the machine.
+        precision: "fp32"; "bf16" or, on GPUs that lack that, "fp16", the same picture but for fine grain, and faster
+            where the machine has it; or "auto", whichever is fastest on the machine.
         speed: "exact"; or "fast" and "draft", which take over in some steps what an earlier one computed.
 
     Raises: ConfigError: a value is out of range.
@@ -50,7 +50,7 @@ class SampleSettings:
     scale: float = 1.0
     half: Half = "both"
     batch: int = 16
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     speed: Speed = "exact"
 
     def __post_init__(self) -> None:
@@ -60,8 +60,9 @@ class SampleSettings:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"setting sample.{name} is {getattr(self, name)}; expected 1 or more")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise ConfigError(f"setting sample.precision is {self.precision!r}; expected 'auto', 'fp32' or 'bf16'")
+        if self.precision not in ("auto", "fp32", "bf16", "fp16"):
+            known = "'auto', 'fp32', 'bf16' or 'fp16'"
+            raise ConfigError(f"setting sample.precision is {self.precision!r}; expected {known}")
         if self.speed not in get_args(Speed):
             raise ConfigError(f"setting sample.speed is {self.speed!r}; expected one of {', '.join(get_args(Speed))}")
         if self.half not in get_args(Half):

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bridle.atomic import write_text, write_with
 from bridle.errors import TrainError
+from bridle.kernels.precision import Precision
 from bridle.train.parallel import ALONE, World, gather
 from bridle.train.pieces import Piece, own_pieces, read_pieces, write_pieces
 
@@ -73,8 +74,8 @@ def newest(folder: Path) -> Path | None:
     return found[-1] if found else None
 
 
-def newest_precision(folder: Path) -> str | None:
-    """What the run computes in, "bf16" or "fp32", by its newest checkpoint; None where there is none."""
+def newest_precision(folder: Path) -> Precision | None:
+    """What the run computes in by its newest checkpoint; None where there is none."""
     path = newest(folder)
     return None if path is None else read_facts(path)["settings"]["precision"]
 

@@ -169,6 +169,8 @@ class _Run:
         precision = gather(mine, self.world)[0]
         if precision == "fp32" and began is None:
             self._tell("kernels", "this machine computes faster in float32 than in bfloat16, so training does")
+        if precision == "fp16" and began is None:
+            self._tell("kernels", "this GPU has no bfloat16: training computes in float16, its loss scaled accordingly")
         return replace(settings, precision=precision)
 
     def go(self, force: bool) -> Outcome:

@@ -149,16 +149,21 @@ def halve_gradients(optimizer: Optimizer, *, on: bool) -> None:
             weight.grad_dtype = torch.bfloat16 if on else torch.float32
 
 
-def clip(optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float) -> float:
+def clip(optimizer: Optimizer, parameters: Sequence[nn.Parameter], most: float, scaled: float = 1.0) -> float:
     """Scale all gradients down to an L2 norm of at most `most`, for the next step. Returns: the norm before.
 
     Where the optimiser is fused and nothing is sharded it scales them as it reads them: that saves a pass over all.
+
+    Args:
+        scaled: what the loss was multiplied by; the gradients are divided by it first.
     """
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = total_norm(gradients)
+    norm = total_norm(gradients) / scaled
     if isinstance(optimizer, AdamW) and not isinstance(norm, DTensor):
-        vars(optimizer)["grad_scale"] = ((norm + 1e-6) / most).clamp(min=1.0)  # what gradients are divided by
+        vars(optimizer)["grad_scale"] = ((norm + 1e-6) / most).clamp(min=1.0) * scaled  # what gradients are divided by
     else:
+        if scaled != 1:
+            torch._foreach_div_(gradients, scaled)
         nn.utils.clip_grads_with_norm_(parameters, most, norm)
     return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 

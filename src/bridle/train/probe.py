@@ -9,7 +9,6 @@ Legend: P pairs, N bands of timesteps, R = P * N rows, C latent channels, h x w 
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -21,7 +20,7 @@ from bridle.base.schedule import Schedule
 from bridle.cache.store import Cache
 from bridle.control.control import Control
 from bridle.errors import TrainError
-from bridle.kernels.precision import choose_precision
+from bridle.kernels.precision import choose_precision, computing
 from bridle.train.draws import generator
 from bridle.train.objective import add_noise, loss_per_sample, sample_posterior, target
 from bridle.train.settings import ProbeSettings, TrainSettings
@@ -141,8 +140,8 @@ class Probe:
         Args:
             check: called before every forward pass; may raise.
         """
-        in_bf16 = choose_precision(self.precision, control.device, next(denoiser.parameters()).dtype) == "bf16"
-        with torch.autocast(control.device.type, torch.bfloat16) if in_bf16 else nullcontext():
+        precision = choose_precision(self.precision, control.device, next(denoiser.parameters()).dtype)
+        with computing(precision, control.device):
             features = self._encode(control, check)
             errors = {arm: self._errors(control, denoiser, features[arm], check) for arm in ARMS}
         return reading(errors, self.length, zero_conv_norms(control))

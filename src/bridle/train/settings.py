@@ -30,8 +30,10 @@ class TrainSettings:
         prompt_dropout: share of captions replaced by the empty one, drawn afresh each time (the paper: 0.5).
         weighting: of the loss over noise levels: "uniform" as in the paper, or "balanced", which learns shapes sooner.
         ema_decay: of the averaged weights, which are what is saved; 0 turns averaging off.
-        precision: "bf16" computes in bfloat16 and keeps float32 weights, "fp32" computes in float32; "auto" is what is
-            faster on the machine: a processor without instructions for bfloat16 is many times slower in it.
+        precision: "bf16" and "fp16" compute in 16 bits and keep float32 weights, "fp32" computes in float32; "auto" is
+            what is fastest here: a processor without instructions for bfloat16 is many times slower in it, and so are
+            GPUs before NVIDIA's Ampere, which compute in float16. The loss is then scaled, see
+            `bridle.train.loss_scale`.
         seed: of every draw.
         regime: the paper's three. "standard": all links, base locked. "small": the middle link alone, then all.
             "large": all links, then the base unlocked. "auto": small at first, each switch when the probe says so.
@@ -62,7 +64,7 @@ class TrainSettings:
     prompt_dropout: float = 0.5
     weighting: Literal["uniform", "balanced"] = "uniform"
     ema_decay: float = 0.99
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     seed: int = 0
     regime: Regime = "standard"
     reconnect: int | Literal["auto"] = "auto"
@@ -95,7 +97,7 @@ class TrainSettings:
         choose(self, "train", "recipe", "scaled", "paper")
         choose(self, "train", "optimizer", "adamw", "adamw8bit")
         choose(self, "train", "weighting", "uniform", "balanced")
-        choose(self, "train", "precision", "auto", "bf16", "fp32")
+        choose(self, "train", "precision", "auto", "bf16", "fp16", "fp32")
         choose(self, "train", "regime", "standard", "small", "large", "auto")
         choose(self, "train", "unlock", "decoder", "all", None)
         for name in ("reconnect", "unlock_after"):
@@ -150,8 +152,8 @@ class MachineSettings:
     Args:
         workers: processes that read pairs ahead of training; 0 reads in the training process.
         gradient_checkpointing: keep fewer activations and compute them again: less memory, more time.
-        base_weights: "bf16" halves the locked base's memory; "auto" does so on a GPU, where all is computed in bfloat16
-            and the base stays locked.
+        base_weights: "bf16" and "fp16" halve the locked base's memory; "auto" does so on a GPU, where all is computed
+            in that and the base stays locked.
         offload: drop what training does not need (autoencoder, text encoder) from the device between probes.
         cuda_graph: on one GPU, for a U-Net whose steps are one pass without checkpointing: start a step's kernels all
             at once, which a fast GPU would otherwise wait for. A step's memory then stays taken from step to step, but
@@ -166,7 +168,7 @@ class MachineSettings:
 
     workers: int = 0
     gradient_checkpointing: bool = False
-    base_weights: Literal["auto", "fp32", "bf16"] = "auto"
+    base_weights: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     offload: bool = False
     cuda_graph: bool = True
     compile: bool = False
@@ -174,7 +176,7 @@ class MachineSettings:
 
     def __post_init__(self) -> None:
         require(self, "machine", 0, "workers")
-        choose(self, "machine", "base_weights", "auto", "fp32", "bf16")
+        choose(self, "machine", "base_weights", "auto", "fp32", "bf16", "fp16")
         choose(self, "machine", "parallel", "ddp", "fsdp")
 
 

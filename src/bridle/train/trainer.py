@@ -11,9 +11,10 @@ looked at:
 import copy
 import dataclasses
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from bridle.errors import TrainError
 from bridle.kernels import native
 from bridle.kernels.attention import choose_attention
 from bridle.kernels.layout import keep_last, pays
-from bridle.kernels.precision import TYPES, choose_precision
+from bridle.kernels.precision import TYPES, choose_precision, computing
 from bridle.kernels.quicken import quicken, speeds_up, trained_products, turn_weights
 from bridle.kernels.record import Recorded
 from bridle.kernels.working import Working
@@ -38,6 +39,7 @@ from bridle.train.denoiser import PARTS, Denoiser, check_width, trained_parts
 from bridle.train.draws import Draws
 from bridle.train.feed import Rows
 from bridle.train.lighten import channels_from_below, lighten_decoder, refuse_skips
+from bridle.train.loss_scale import LossScale
 from bridle.train.memory import is_out_of_memory, set_gradient_checkpointing, settle_freed_memory
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.optim import clip, halve_gradients, make_optimizer, optimizer_state, restore_optimizer
@@ -93,9 +95,8 @@ class Trainer:
         self.precision = choose_precision(settings.precision, self.device, next(denoiser.parameters()).dtype)
         if next(denoiser.parameters()).dtype not in TYPES.values():
             kind, remedy = next(denoiser.parameters()).dtype, "load the base in one of these"
-            raise TrainError(
-                f"base's weights are {kind}, which is not trained with; expected float32 or bfloat16: {remedy}"
-            )
+            known = "float32, bfloat16 or float16"
+            raise TrainError(f"base's weights are {kind}, which is not trained with; expected {known}: {remedy}")
         self.schedule = schedule.to(self.device)
         self.empty_text = cache.empty_text.to(self.device)
         shape = cache.batch(cache.train_ids[:1]).mean.shape
@@ -118,6 +119,7 @@ class Trainer:
         if self.machine.gradient_checkpointing:
             set_gradient_checkpointing(control, denoiser)
             self.lent.callback(partial(set_gradient_checkpointing, denoiser, on=False))
+        self.scale = LossScale(self.device, on=self.precision == "fp16")
         self.skipped = self.skipped_in_a_row = 0
         self.undo: Callable[[], None] = lambda: None
         self.averages: dict[str, Tensor] = {}
@@ -142,19 +144,14 @@ class Trainer:
 
         Raises: TrainError: memory does not suffice for a single pair.
         """
-        losses = None
-        while losses is None:
-            self.optimizer.zero_grad(set_to_none=True)
-            try:
-                with self._passing_on():
-                    losses = self._gradients(rows, check)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            if losses is None:  # only here, where the exception no longer holds the activations
-                self._halve()
-        norm = clip(self.optimizer, list(self.trained.values()), self.settings.clip_norm)
-        loss = mean(losses.mean(), self.world).item()
+        began = self.scale.value
+        while True:
+            losses = self._fitting_gradients(rows, check)
+            norm = clip(self.optimizer, list(self.trained.values()), self.settings.clip_norm, self.scale.value)
+            loss = mean(losses.mean(), self.world).item()
+            if isfinite(norm) or not isfinite(loss) or not self.scale.lower():
+                break
+        self.scale.settle(began, good=isfinite(norm))
         result = StepResult(loss, norm, self._find_bad(loss, norm, rows, losses))
         if result.bad:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
@@ -166,6 +163,21 @@ class Trainer:
             self._average(step)
         self.optimizer.zero_grad(set_to_none=True)
         return result
+
+    def _fitting_gradients(self, rows: Rows, check: Callable[[], None]) -> Tensor:
+        """Run backward through all rows, with fewer at once where memory does not suffice. Returns: their losses."""
+        losses = None
+        while losses is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            try:
+                with self._passing_on():
+                    losses = self._gradients(rows, check)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if losses is None:  # only here, where the exception no longer holds the activations
+                self._halve()
+        return losses
 
     @contextmanager
     def _passing_on(self) -> Generator[None]:
@@ -184,22 +196,22 @@ class Trainer:
             part, last = slice(start, start + self.micro), start + self.micro >= count
             batch, draws = rows.batch[part], rows.draws[part]
             if self.recorded is not None and count == self.micro:
-                loss, *gradients = self.recorded(*self._inputs(batch, draws))
+                loss, *gradients = self.recorded(self.scale.factor, *self._inputs(batch, draws))
                 assert loss is not None
                 for parameter, gradient in zip(self.trained.values(), gradients, strict=True):
                     parameter.grad = gradient
             else:
                 with reducing(self.model, last):
                     loss = self.losses(batch, draws)
-                    (loss.sum() / count).backward()
+                    (loss.sum() / count * self.scale.factor).backward()
             losses.append(loss.detach())
         return torch.cat(losses)
 
-    def _whole_step(self, *inputs: Tensor) -> list[Tensor | None]:
-        """Errors and gradients of all of a step's pairs, where they fit in one pass."""
+    def _whole_step(self, scale: Tensor, *inputs: Tensor) -> list[Tensor | None]:
+        """Errors and scaled gradients of all of a step's pairs, where they fit in one pass."""
         self.optimizer.zero_grad(set_to_none=True)  # a recording that was broken off may have left some
         errors = self._errors(*inputs)
-        errors.mean().backward()
+        (errors.mean() * scale).backward()
         return [errors.detach(), *[parameter.grad for parameter in self.trained.values()]]
 
     def losses(self, batch: CachedBatch, draws: Draws) -> Tensor:
@@ -232,10 +244,8 @@ class Trainer:
 
     def autocast(self) -> Any:
         """The precision that training computes in."""
-        if self.precision != "bf16":
-            return nullcontext()
         # Its cache would hold a second copy of all trained weights through the step: they are cast where they are used.
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+        return computing(self.precision, self.device, cached=False)
 
     def lr(self, step: int, part: str = "copy") -> float:
         """Of a step: a linear rise from when the part joined, then constant, then a linear fall where asked for."""
@@ -439,6 +449,7 @@ class Trainer:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "fits": self.fits,
+            "loss_scale": self.scale.state,
             "settings": dataclasses.asdict(self.settings),
             "cache": self.cache.fingerprint,
         }
@@ -454,6 +465,8 @@ class Trainer:
         self._open(max(self.joined.values()))
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
         self.fits = facts["fits"]
+        if self.scale.on:
+            self.scale.state = facts["loss_scale"]
         self.lies_last = self.lies_last and self._lies_last()
         copy_into(self._weights(), tensors)
         copy_into(self._own_averages(), {name: tensors[of_average(name)] for name in self._own_averages()})
