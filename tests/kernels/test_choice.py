@@ -1,12 +1,14 @@
 """A way is measured once, remembered by the process and by the machine, and nothing breaks where that cannot be."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from bridle.kernels import choice
+from bridle.kernels import choice, compiler
 
 
 @pytest.fixture(autouse=True)
@@ -95,6 +97,30 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path: Path, monkeypatch: 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert choice.pick(("a", 1), Ways()) == "fast"
+
+
+def test_a_user_without_a_home_measures_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", none)
+    assert choice.pick(("a", 1), Ways()) == "fast"
+    assert compiler.load("native.c") is None
+
+
+SETTLE = """
+import sys
+from bridle.kernels import choice, compiler
+for number in range(30):
+    choice.pick((sys.argv[1], number), lambda: {"only": lambda: None})
+"""
+
+
+def test_processes_that_measure_at_once_lose_nothing(fresh: Path) -> None:
+    started = [subprocess.Popen([sys.executable, "-c", SETTLE, name]) for name in ("a", "b")]
+    assert [process.wait() for process in started] == [0, 0]
+    assert len(json.loads(fresh.read_text())[choice.machine()]) == 60
 
 
 def test_two_processes_that_measure_at_once_agree(fresh: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridle.kernels import native, norm, patches
+from bridle.kernels import compiler, native, norm, patches
 from bridle.kernels.working import sum_rows
 from bridle.train.optim import clip, make_optimizer
 
@@ -147,13 +147,23 @@ print(native.library() is None, output.float().norm().item(), norm.item())
 """
 
 
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_is_compiled_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    subprocess.run([sys.executable, "-c", "from bridle.kernels.compiler import load; load('native.c')"], check=True)
+    (library,) = tmp_path.rglob("*.so")
+    library.write_bytes(b"cut short")
+    assert compiler.load("native.c") is not None
+    assert [library.read_bytes()[:4] for library in tmp_path.rglob("*.so")] == [b"\x7fELF"]
+
+
 def test_without_a_compiler_pytorch_computes(tmp_path: Path) -> None:
     code = ALONE.format(tests=str(Path(tiny.__file__).parent))
     said = {}
-    for compiler in ("false", os.environ.get("CC", "")):
-        environment = os.environ | {"CC": compiler, "XDG_CACHE_HOME": str(tmp_path)}
+    for cc in ("false", os.environ.get("CC", "")):
+        environment = os.environ | {"CC": cc, "XDG_CACHE_HOME": str(tmp_path)}
         done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-        said[compiler] = done.stdout.split()
+        said[cc] = done.stdout.split()
     without, *plain = said["false"]
     assert without == "True"
     for found, expected in zip(said[os.environ.get("CC", "")][1:], plain, strict=True):

@@ -7,6 +7,7 @@ where both sides are long, probabilities are computed again in the backward pass
 loops of our own between the products; with PyTorch's own softmax that was slower than flash.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ from bridle.kernels.working import BF16, computed_in
 
 ROWS = 512  # whose probabilities are computed again at once
 KEPT = 2**24  # probabilities beyond which keeping them is not even tried
+PARTS = 4  # bfloat16 numbers whose sum is a float32 number; three would do, but products like even widths
 
 
 def fits(attention: nn.Module) -> bool:
@@ -117,7 +119,10 @@ def flash(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def kept(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    chances = (query * query.shape[-1] ** -0.5 @ key.transpose(2, 3)).softmax(-1)
+    """With scores that are rounded, so the less of them the better: what all keys share, softmax does not see."""
+    exact = key.float()
+    apart = ((exact - exact.mean(2, keepdim=True)) * query.shape[-1] ** -0.5).to(key.dtype)
+    chances = (query @ apart.transpose(2, 3)).softmax(-1)
     return chances.to(value.dtype) @ value
 
 
@@ -167,15 +172,29 @@ def back_by_rows(
         found: for the gradients of query, key and value, which are written there.
     """
     for_key, for_value = (torch.zeros(part.shape[::-1]) for part in (key, value))  # products are faster this way around
+    # Most of the level comes off inside the product, before scores are rounded. Of those that count, in rows that look
+    # at one key or at all alike, no more is left than `rest`.
+    rest = math.log(len(key)) / 2
+    below = split((level - rest) / scale, query.dtype)
+    lowered, raised = torch.cat([query, below], 1), torch.cat([key, below.new_full((len(key), PARTS), -1)], 1)
     for start in range(0, len(query), ROWS):
         part = slice(start, start + ROWS)
-        chances = native.chances_(query[part] @ key.t(), level[part], scale)
+        chances = native.chances_(lowered[part] @ raised.t(), scale, rest)
         for_value += gradient[part].t() @ chances
         for_scores = native.chances_backward_(gradient[part] @ value.t(), chances, drift[part], scale)
         found[0][part] = for_scores @ key
         for_key += query[part].t() @ for_scores
     found[1].copy_(for_key.t())
     found[2].copy_(for_value.t())
+
+
+def split(numbers: Tensor, kind: torch.dtype) -> Tensor:
+    """Float32 [L] as sums of numbers of a shorter kind: [L, PARTS]."""
+    parts = []
+    for _ in range(PARTS):
+        parts.append(numbers.to(kind))
+        numbers = numbers - parts[-1]
+    return torch.stack(parts, 1)
 
 
 def tiled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ A way is never guessed: what wins differs by shape, number of threads and proces
 
 import json
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,14 +105,27 @@ def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
 
     What this processor chose from other ways than there are now is forgotten.
     """
-    kept = _read()
-    mine = kept.get(machine())
-    mine = dict(mine) if isinstance(mine, dict) else {}
-    if mine.get(key) in ways:
-        return mine[key]
-    mine[key] = measured
-    with suppress(OSError):  # a home that cannot be written: every process measures for itself
+    with suppress(OSError), _alone():  # a home that cannot be written: every process measures for itself
+        kept = _read()
+        mine = kept.get(machine())
+        mine = dict(mine) if isinstance(mine, dict) else {}
+        if mine.get(key) in ways:
+            return mine[key]
+        mine[key] = measured
         stale = {name for name in kept if name.startswith(processor()) and not name.endswith(WAYS)}
         others = {name: found for name, found in kept.items() if name not in stale}
         write_text(_file(), json.dumps(others | {machine(): mine}, separators=(",\n", ": ")))
     return measured
+
+
+@contextmanager
+def _alone() -> Generator[None]:
+    """With no other process between reading and writing, where the system has locks for that."""
+    path = _file().with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        with suppress(ImportError):  # on Windows
+            import fcntl
+
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -47,8 +47,18 @@ def load(source: str, *defined: str) -> ctypes.CDLL | None:
     for compiler in compilers():
         for flags in FLAGS:
             with suppress(OSError, subprocess.SubprocessError):
-                return ctypes.CDLL(str(compiled(SOURCES / source, compiler, [*exactly, *flags])))
+                return opened(SOURCES / source, compiler, [*exactly, *flags])
     return None
+
+
+def opened(source: Path, compiler: str, flags: list[str]) -> ctypes.CDLL:
+    """What `compiled` gives, made anew where it cannot be loaded. Raises: as `compiled` does."""
+    path = compiled(source, compiler, flags)
+    try:
+        return ctypes.CDLL(str(path))
+    except OSError:  # cut short by a full disk, or of another system that shares the home
+        path.unlink()
+        return ctypes.CDLL(str(compiled(source, compiler, flags)))
 
 
 def compilers() -> Iterator[str]:

@@ -9,8 +9,11 @@ import torch
 
 
 def cache_folder() -> Path:
-    """The user's, for Bridle."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridle"
+    """The user's, for Bridle. Raises: OSError: there is no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bridle"
+    except RuntimeError as error:  # a user without a name, as in some containers
+        raise FileNotFoundError(f"{error}; set XDG_CACHE_HOME") from None
 
 
 @cache

@@ -67,13 +67,12 @@ void geglu_backward(const number *g, const number *x, number *dx, size rows, siz
 
 /* --- attention, a block of its probabilities at a time: [rows, width] */
 
-/* In place of scores: e^(scale * score - level of the row), which are probabilities where the level is the log of the
-   sum of e^(scale * score). */
-void chances(number *scores, const float *level, size rows, size width, float scale, int threads) {
+/* In place of scores: e^(scale * score - rest), which are probabilities where the log of their sum is `rest`. */
+void chances(number *scores, size rows, size width, float scale, float rest, int threads) {
     SHARED(few(threads, rows * width))
     for (size row = 0; row < rows; row++) {
         number *at = scores + row * width;
-        EACH for (size i = 0; i < width; i++) at[i] = down(exponential(up(at[i]) * scale - level[row]));
+        EACH for (size i = 0; i < width; i++) at[i] = down(exponential(up(at[i]) * scale - rest));
     }
 }
 
@@ -112,7 +111,7 @@ static inline size parts_of(size batch, size channels, size groups, int threads)
 
 /* backward, sums and along: [batch, channels], of the gradient, and of it times the normalised input. */
 
-#ifndef FLOAT32 /* one pass: the 8 bits of bfloat16 are lost long before a float's 24 cancel */
+#ifndef FLOAT32 /* one pass about a pixel: bfloat16's 8 bits are lost long before what is left of a float's 24 cancels */
 
 void group_norm(const number *x, const float *weight, const float *bias, number *y, float *mean, float *inverse,
                size batch, size pixels, size channels, size groups, float eps, int threads) {
@@ -123,20 +122,25 @@ void group_norm(const number *x, const float *weight, const float *bias, number 
         size from = part.channel, count = part.channels;
         const number *in = x + part.start;
         number *out = y + part.start;
-        float sum[CHANNELS] = {0}, square[CHANNELS] = {0}, slope[CHANNELS], level[CHANNELS];
+        float about[CHANNELS], sum[CHANNELS] = {0}, square[CHANNELS] = {0}, slope[CHANNELS], level[CHANNELS];
+        EACH for (size c = 0; c < count; c++) about[c] = up(in[pixels / 2 * channels + c]); /* corners see the padding */
         for (size p = 0; p < pixels; p++) {
             const number *row = in + p * channels;
             EACH for (size c = 0; c < count; c++) {
-                float v = up(row[c]);
+                float v = up(row[c]) - about[c];
                 sum[c] += v;
                 square[c] += v * v;
             }
         }
         for (size group = 0; group < part.groups; group++) {
-            double s = 0, q = 0;
-            for (size c = group * wide; c < (group + 1) * wide; c++) s += sum[c], q += square[c];
-            double m = s / (double)(pixels * wide), variance = q / (double)(pixels * wide) - m * m;
-            float r = (float)(1.0 / sqrt((variance < 0 ? 0 : variance) + eps));
+            double s = 0, q = 0, elements = (double)(pixels * wide);
+            for (size c = group * wide; c < (group + 1) * wide; c++) s += sum[c] + (double)pixels * about[c];
+            double m = s / elements;
+            for (size c = group * wide; c < (group + 1) * wide; c++) {
+                double d = about[c] - m;
+                q += square[c] + d * (2.0 * sum[c] + d * pixels);
+            }
+            float r = (float)(1.0 / sqrt((q < 0 ? 0 : q / elements) + eps));
             mean[part.group + group] = (float)m;
             inverse[part.group + group] = r;
             for (size c = group * wide; c < (group + 1) * wide; c++) {

@@ -18,7 +18,7 @@ KINDS: dict[torch.dtype, tuple[str, ...]] = {torch.bfloat16: (), torch.float32: 
 ARGUMENTS = {
     "geglu": [memory] * 2 + [size] * 2 + [number],
     "geglu_backward": [memory] * 3 + [size] * 2 + [number],
-    "chances": [memory] * 2 + [size] * 2 + [real, number],
+    "chances": [memory] + [size] * 2 + [real, real, number],
     "chances_backward": [memory] * 3 + [size] * 2 + [real, number],
     "group_norm": [memory] * 6 + [size] * 4 + [real, number],
     "group_norm_backward": [memory] * 8 + [size] * 4 + [number],
@@ -61,9 +61,9 @@ def geglu_backward(gradient: Tensor, hidden: Tensor) -> Tensor:
     return found
 
 
-def chances_(scores: Tensor, level: Tensor, scale: float) -> Tensor:
-    """In place, [N, S]: exp(scale * score - level). Args: level: [N], float32."""
-    library(scores.dtype).chances(scores.data_ptr(), level.data_ptr(), *scores.shape, scale, torch.get_num_threads())
+def chances_(scores: Tensor, scale: float, rest: float) -> Tensor:
+    """In place, [N, S]: exp(scale * score - rest)."""
+    library(scores.dtype).chances(scores.data_ptr(), *scores.shape, scale, rest, torch.get_num_threads())
     return scores
 
 

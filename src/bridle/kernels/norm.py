@@ -15,7 +15,7 @@ from bridle.kernels.working import BF16, learns
 
 def normalise(norm: nn.GroupNorm, hidden: Tensor) -> Tensor:
     """Stands in for a group normalisation's `forward`: [B, C, H, W], channels last, in the input's type."""
-    if not hidden.is_contiguous(memory_format=torch.channels_last):
+    if hidden.shape[1] != norm.num_channels or not hidden.is_contiguous(memory_format=torch.channels_last):
         return nn.GroupNorm.forward(norm, hidden)
     if not learns(hidden, norm.weight, norm.bias):
         return forward(hidden, norm)[0]
@@ -109,18 +109,17 @@ def image(found: Tensor, like: Tensor) -> Tensor:
 
 
 def sums_forward(hidden: Tensor, norm: nn.GroupNorm, weight: Tensor, bias: Tensor) -> Normalised:
-    """[B, P, C] by two sums over pixels and one multiplication and addition per element."""
+    """[B, P, C] by two sums over pixels, the second about the mean."""
     batch, pixels, channels = hidden.shape
     groups = norm.num_groups
     exact = hidden.float()
     number = pixels * channels // groups
-    # Of bfloat16 numbers, whose 8 bits are lost long before float32's 24 cancel: no second pass about the mean.
     mean = exact.sum(1).view(batch, groups, -1).sum(2) / number
-    square = (exact * exact).sum(1).view(batch, groups, -1).sum(2) / number
-    inverse = ((square - mean.square()).clamp(min=0) + norm.eps).rsqrt()
+    exact.sub_(fill(mean, (batch, groups, channels // groups)))
+    variance = exact.square().sum(1).view(batch, groups, -1).sum(2) / number
+    inverse = (variance + norm.eps).rsqrt()
     slope = inverse[:, :, None] * weight.view(groups, -1)
-    level = bias.view(groups, -1) - mean[:, :, None] * slope
-    normal = torch.addcmul(level.view(batch, 1, channels), exact, slope.view(batch, 1, channels))
+    normal = torch.addcmul(bias.view(1, 1, channels).float(), exact, slope.view(batch, 1, channels))
     return normal.to(BF16), mean, inverse
 
 

@@ -88,10 +88,13 @@ def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) ->
     return None
 
 
-def choose(module: nn.Module, compute: Callable[[Tensor], Tensor], plain: Forward, hidden: Tensor, *others: Any) -> Any:
+def choose(module: nn.Module, compute: Callable[[Tensor], Tensor], plain: Forward, *given: Any, **named: Any) -> Any:
     """Either way of computing a module's output."""
+    if named or not given:
+        return plain(*given, **named)
+    hidden = given[0]
     kind = computed_in(hidden)
-    return plain(hidden, *others) if kind is None or not knows(module, hidden, kind) else compute(hidden.to(kind))
+    return plain(*given) if kind is None or not knows(module, hidden, kind) else compute(hidden.to(kind))
 
 
 def knows(module: nn.Module, hidden: Tensor, kind: torch.dtype) -> bool:

@@ -131,7 +131,7 @@ def learns(*parts: Tensor | None) -> bool:
 
 def gradient_type(weight: Tensor) -> torch.dtype:
     """What type of number its gradient is to have; before PyTorch 2.10 it is the weight's."""
-    return getattr(weight, "grad_dtype", None) or weight.dtype
+    return (weight.is_leaf and getattr(weight, "grad_dtype", None)) or weight.dtype
 
 
 def numbers_of(thing: Any) -> torch.dtype:
