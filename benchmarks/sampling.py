@@ -43,7 +43,7 @@ from bridle.base.load import load_base, pick_device
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.strength import Strength
-from bridle.kernels.precision import TYPES, Precision, weights_type
+from bridle.kernels.precision import TYPES, Precision
 from bridle.sample.hasten import hasten
 from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.sampler import generate
@@ -134,7 +134,7 @@ def ddim() -> Any:
 def embedded_kinds(batch: int, precision: Precision, device: str) -> dict[str, Draw]:
     """Pictures of 128 px. Its own weights, and a control with random zero convolutions."""
     torch.manual_seed(0)
-    base = load_base(device=device, dtype=weights_type(precision, torch.device(device)))
+    base = load_base(device=device, dtype=TYPES[precision])
     control = wake(Control.from_base(base.pipeline)).requires_grad_(False).eval()
     hints = draw_hints(batch)
     prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
@@ -154,17 +154,17 @@ def embedded_kinds(batch: int, precision: Precision, device: str) -> dict[str, D
 
 
 def request_kinds(batch: int, precision: Precision, device: str) -> dict[str, Draw]:
-    """As many requests, with one of two controls, one of two strengths, a prompt and a hint each.
+    """As many requests, with one of two controls, a strength, a prompt and a hint each: no two are alike in both.
 
-    Stock calls come one after the other, as its pipeline takes one control for all; ours share each pass.
+    Stock calls come one after the other, as its pipeline takes one control and strength for all; ours share each pass.
     """
     torch.manual_seed(0)
-    base = load_base(device=device, dtype=weights_type(precision, torch.device(device)))
+    base = load_base(device=device, dtype=TYPES[precision])
     controls = [wake(Control.from_base(base.pipeline)).requires_grad_(False).eval() for _ in range(2)]
     stocks = [stock_pipeline(base, control, precision) for control in controls]
-    hints, seeds, scales = draw_hints(batch), list(range(batch)), (0.6, 1.0)
+    hints, seeds, scales = draw_hints(batch), list(range(batch)), np.linspace(0.5, 1.0, (batch + 1) // 2).tolist()
     prompts = [f"a {('red', 'blue', 'green')[number % 3]} chair on a grey floor" for number in range(batch)]
-    asked = [(number % 2, number // 2 % 2) for number in range(batch)]  # which control, which strength
+    asked = [(number % 2, number // 2) for number in range(batch)]  # which control, which strength
 
     def by_stock(steps: int) -> Tensor:
         drawn = []

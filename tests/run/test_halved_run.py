@@ -28,9 +28,7 @@ from bridle.train.settings import MachineSettings, ProbeSettings
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What asks for the device is told that weights are to have 16 bits, and that no autocast is needed with them."""
-    for module in ("settings", "evaluating", "sampling"):
-        monkeypatch.setattr(f"bridle.run.{module}.weights_type", lambda precision, device: TYPES[precision])
+    """With weights of 16 bits no autocast is needed."""
     monkeypatch.setattr(sampler, "casts", lambda base, precision: base.denoiser.dtype is torch.float32)
 
 

@@ -13,7 +13,7 @@ from tiny import SIZE_PX
 
 from bridle.errors import BaseError, ConfigError, TrainError
 from bridle.run import RunSettings, plan, worker
-from bridle.run.measure import Measured, Plan, apply_plan, measure_plan, watch
+from bridle.run.measure import Measured, Plan, measure_plan, plan_of, watch
 from bridle.run.plan import Found, choose, describe, fit, ladder, parse_memory, plan_run, search, with_batch
 from bridle.train.memory import peak_resident_bytes
 from bridle.train.settings import TrainSettings
@@ -60,6 +60,16 @@ def bitsandbytes_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan, "find_spec", lambda name: name)
 
 
+@pytest.fixture(autouse=True)
+def fastest(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What the machine computes fastest in."""
+    found = ["bf16"]
+    for module in ("plan", "settings"):
+        decide: Callable[..., str] = lambda wanted, *_: found[0] if wanted == "auto" else wanted  # noqa: E731
+        monkeypatch.setattr(f"bridle.run.{module}.choose_precision", decide)
+    return found
+
+
 @pytest.mark.parametrize("per_pass_s", [0.02, 1.0])
 @pytest.mark.parametrize("memory_mb", [5_000, 6_500, 8_000, 9_000, 12_000, 20_000, 37_000, 40_000])
 def test_the_search_ends_where_measuring_everything_would_with_about_half_the_measurements(
@@ -81,7 +91,7 @@ def test_where_all_pairs_fit_at_once_nothing_is_saved_and_nothing_else_measured(
     rows = list(search(settings_for(), 50_000 * MB, FREE_BYTES, Machine(1.0)))
     assert [row.plan for row in rows] == ladder(settings_for())[:1]
     line = describe(Found(settings_for(), 50_000 * MB, tuple(rows)))
-    assert line == "fastest that fits: 16 × 1 pairs; the settings as they are"
+    assert line == "fastest that fits: 16 × 1 pairs, bfloat16 base; the settings as they are"
 
 
 def test_where_nothing_fits_the_error_names_what_the_smallest_would_take(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +107,7 @@ def test_where_nothing_fits_the_error_names_what_the_smallest_would_take(monkeyp
 
 def test_what_is_locked_alone_is_kept_in_bfloat16() -> None:
     locked, unlocked = settings_for(), settings_for(regime="large")
-    assert {rung.base_weights for rung in ladder(locked)} == {"fp32", "bf16"}
+    assert {rung.base_weights for rung in ladder(locked)} == {"bf16"}
     assert {rung.base_weights for rung in ladder(unlocked)} == {"fp32"}
     assert {rung.phase for rung in ladder(unlocked)} == {"unlocked"}
 
@@ -116,7 +126,8 @@ def test_the_chosen_plan_is_what_is_trained_and_what_the_command_line_would_set(
     rows = tuple(search(settings, 9_000 * MB, FREE_BYTES, Machine(0.02)))
     chosen = choose(rows, 9_000 * MB)
     assert chosen is not None
-    assert fitted == apply_plan(settings, chosen.plan) != settings
+    assert fitted != settings
+    assert plan_of(fitted) == replace(chosen.plan, base_weights="auto")
     sets = re.findall(r"--set (\S+)", describe(Found(settings, 9_000 * MB, rows)))
     from bridle import config
 
@@ -220,9 +231,9 @@ def test_what_is_wrong_with_the_base_is_said_in_one_line(settings: RunSettings) 
         worker.measure(replace(settings, base="nowhere"), "connected", FREE_BYTES)
 
 
-def test_where_float32_is_faster_the_base_stays_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_float32_is_faster_the_base_stays_in_it(fastest: list[str]) -> None:
     """But for the last rung: better slow than not at all."""
-    monkeypatch.setattr(plan, "choose_precision", lambda wanted, device: "fp32")
+    fastest[:] = ["fp32"]
     *before, last = ladder(settings_for())
     assert {rung.base_weights for rung in before} == {"fp32"}
     assert last == replace(before[-1], base_weights="bf16")

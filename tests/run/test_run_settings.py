@@ -47,7 +47,7 @@ def test_without_a_base_the_learning_rate_is_the_papers() -> None:
         ({}, {}, {"base_weights": "fp16"}, "fp16", "fp16"),
     ],
 )
-def test_a_gpu_keeps_a_base_in_16_bits_where_all_is_computed_in_it_and_nothing_of_it_is_trained(
+def test_a_base_is_kept_in_16_bits_where_all_is_computed_in_it_and_nothing_of_it_is_trained(
     train: Any, sample: Any, machine: Any, on_gpu: str, on_old_gpu: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = RunSettings(
@@ -59,7 +59,8 @@ def test_a_gpu_keeps_a_base_in_16_bits_where_all_is_computed_in_it_and_nothing_o
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     assert base_weights(settings, gpu) == on_gpu
-    assert base_weights(settings, cpu) == machine.get("base_weights", "fp32")
+    monkeypatch.setattr("bridle.kernels.precision.pick", lambda *_: "bf16")
+    assert base_weights(settings, cpu) == on_gpu
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
     assert base_weights(settings, gpu) == on_old_gpu

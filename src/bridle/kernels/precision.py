@@ -70,15 +70,6 @@ def computing(precision: Precision, device: torch.device, *, cached: bool = True
     return torch.autocast(device.type, TYPES[precision], cache_enabled=cached)
 
 
-def weights_type(precision: Precision, device: torch.device) -> torch.dtype:
-    """What weights that nothing trains are best kept in to be computed with.
-
-    On a GPU in 16 bits themselves, where it computes in them: cast at every use they take half a step more memory
-    traffic, and twice the memory. For a CPU they are cast or packed once, and what is exact stays float32.
-    """
-    return TYPES[precision] if device.type == "cuda" else torch.float32
-
-
 def can_do() -> tuple[str, ...]:
     """What instructions PyTorch and oneDNN may use: another machine of the same name may have others."""
     digest = hashlib.sha256(instructions().encode()).hexdigest()[:8]

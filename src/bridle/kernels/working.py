@@ -41,14 +41,15 @@ class Working:
         return self.made[name]
 
     def _cast(self, weight: Tensor, kind: torch.dtype) -> Tensor:
-        """Kept where it is no mere view."""
+        """Kept where the weight is trained: of locked ones only what is packed is needed again."""
         if weight.dtype is kind:
             return weight.detach()
-        if kind is not BF16:
-            return weight.detach().to(kind)
-        if "cast" not in self.made:
-            self.made["cast"] = weight.detach().to(BF16)
-        return self.made["cast"]
+        if kind is BF16 and "cast" in self.made:
+            return self.made["cast"]
+        made = weight.detach().to(kind)
+        if kind is BF16 and weight.requires_grad:
+            self.made["cast"] = made
+        return made
 
     def renew(self, weight: Tensor) -> None:
         """Keep the cast alone: somebody who changed the weight has changed it as well."""

@@ -18,7 +18,7 @@ from bridle.data.annotate import get_annotator
 from bridle.errors import DataError
 from bridle.evaluate import Evaluation, Generate, evaluate, write_report, write_sheet
 from bridle.files.weights import load_control, read_metadata
-from bridle.kernels.precision import choose_precision, weights_type
+from bridle.kernels.precision import TYPES, choose_precision
 from bridle.run.pairs import RunData, load_data
 from bridle.run.settings import RunSettings, read_run
 from bridle.sample.sampler import generate, reconstruct
@@ -66,7 +66,7 @@ def evaluate_run(
     how = replace(how, precision=precision)
     control = load_control(folder / "control", device=str(base.device))
     free = given is None and settings.machine.base_weights != "fp32"
-    kind = weights_type(precision, base.device)
+    kind = TYPES[precision]
     # What an unlocked base has learned would be lost in 16 bits.
     if free and not control.base_delta and kind is not torch.float32:
         base.halve(kind)

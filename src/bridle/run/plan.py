@@ -96,7 +96,10 @@ def fit(settings: RunSettings, memory: str, console: Console | None = None) -> R
     if found.chosen is None:
         raise TrainError(describe(found))
     console.print(describe(found))
-    return apply_plan(settings, found.chosen.plan)
+    plan = found.chosen.plan
+    if plan.base_weights == plan_here(settings).base_weights:  # "auto" stays, or the run would be tied to this machine
+        plan = replace(plan, base_weights=settings.machine.base_weights)
+    return apply_plan(settings, plan)
 
 
 def parse_memory(text: str) -> int:

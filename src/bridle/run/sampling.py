@@ -15,7 +15,7 @@ from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.data.picture import read_hint, read_picture
 from bridle.files.weights import load_control
-from bridle.kernels.precision import choose_precision, weights_type
+from bridle.kernels.precision import TYPES, choose_precision
 from bridle.run.recipes import digest
 from bridle.sample.picture import save_picture
 from bridle.sample.recipe import ControlRecipe, Recipe, to_table
@@ -36,7 +36,7 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
     recipe = dataclasses.replace(recipe, precision=precision)
     controls = [load_control(one.file) for one in recipe.controls]
     exact = any(control.base_delta for control in controls)  # what an unlocked base has learned, 16 bits would lose
-    dtype = torch.float32 if exact else weights_type(precision, device)
+    dtype = torch.float32 if exact else TYPES[precision]
     model = load_base(recipe.base, device=str(device), dtype=dtype)
     size = recipe.height_px or model.size_px, recipe.width_px or model.size_px
     asked = zip(recipe.controls, controls, strict=True)

@@ -152,8 +152,8 @@ class MachineSettings:
     Args:
         workers: processes that read pairs ahead of training; 0 reads in the training process.
         gradient_checkpointing: keep fewer activations and compute them again: less memory, more time.
-        base_weights: "bf16" and "fp16" halve the locked base's memory; "auto" does so on a GPU, where all is computed
-            in that and the base stays locked.
+        base_weights: "bf16" and "fp16" halve the locked base's memory; "auto" does so where all is computed in that and
+            the base stays locked.
         offload: drop what training does not need (autoencoder, text encoder) from the device between probes.
         cuda_graph: on one GPU, for a U-Net whose steps are one pass without checkpointing: start a step's kernels all
             at once, which a fast GPU would otherwise wait for. A step's memory then stays taken from step to step, but
