@@ -116,8 +116,8 @@ def make_trainer(
     }
     settings = TrainSettings(**how)
     if settings.precision == "bf16" and halved:
-        unet.to(torch.bfloat16)
-    del models.vae, models.text_encoder
+        for model in (unet, models.vae, models.text_encoder):  # a run has all of them, as it has by default
+            model.to(torch.bfloat16)
     machine = MachineSettings(compile=compiled)
     trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings, machine)
     draws = Draws(

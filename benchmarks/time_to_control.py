@@ -51,12 +51,12 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def run(recipe: str, seed: int, steps: int, out: Path) -> None:
     """One training; `probes.jsonl` has its advantage, `cpu_s.jsonl` what each step took."""
-    folder, base = out / f"{recipe}-{seed}", load_base()
-    data = load_data(
-        DataSettings(folder=write_scenes(out / "scenes").folder, annotator="canny", held_out=24, variants=1),
-        base,
-        out / "data",
-    )
+    folder, base, scenes = out / f"{recipe}-{seed}", load_base(), write_scenes(out / "scenes").folder
+    started, encoding = time.process_time(), out / "encoding.json"
+    data = load_data(DataSettings(folder=scenes, annotator="canny", held_out=24, variants=1), base, out / "data")
+    if not encoding.exists():
+        took = {"pairs": len(data.cache.train_ids), "cpu_s": time.process_time() - started}
+        encoding.write_text(json.dumps(took))
     how = {"steps": steps, "batch": 24, "lr": 1e-3, "warmup": 30, "seed": seed}
     settings = TrainSettings(**how | {"checkpoint_every": 100} | RECIPES[recipe][1])
     torch.manual_seed(seed)
@@ -111,6 +111,8 @@ def summary(out: Path) -> dict[str, Any]:
     found = curves(out)
     best = max(rows[-1][1] for seeds in found.values() for rows in seeds.values())
     result: dict[str, Any] = {"long_training": best, "wanted": ENOUGH * best}
+    # Once per data set, and not in the times below; the peer's script encodes in every step.
+    result["encoding"] = json.loads((out / "encoding.json").read_text())
     for recipe, seeds in found.items():
         steps = {seed: moment(rows, ENOUGH * best) for seed, rows in seeds.items()}
         cpu_s = {s: cpu_s_until(out / f"{recipe}-{s}", step) for s, step in steps.items() if step is not None}
