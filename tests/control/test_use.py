@@ -259,3 +259,37 @@ def test_a_control_is_not_made_of_a_base_that_carries_a_lora(stock: StableDiffus
         Control.from_base(stock)
     stock.unload_lora_weights()
     Control.from_base(stock)
+
+
+def test_reins_of_one_control_share_its_pass_and_add_what_they_would_alone(
+    stock: StableDiffusionPipeline, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever pictures, halves, regions and strengths they have; another control has a pass of its own."""
+    other = tiny.wake(Control.from_base(stock))
+    how: dict[str, dict[str, Any]] = {
+        "first": {"hint": HINT, "scale": 0.5},
+        "second": {"hint": HINTS, "half": "conditional"},
+        "third": {"hint": HINT, "mask": LEFT, "weights": "official"},
+        "late": {"hint": HINT, "start": 0.9},
+    }
+    pictures = {"first": (0, 2), "second": (1, 2), "third": (2,)}
+    controls = dict.fromkeys(how, control) | {"other": other}
+    passes: list[int] = []
+    residuals = type(control).residuals
+
+    def counted(self: Control, call: Any, features: Tensor) -> Residuals:
+        passes.append(len(features))
+        return residuals(self, call, features)
+
+    with attach(stock, **controls) as rig, torch.no_grad():
+        for name, given in (how | {"other": {"hint": HINT}}).items():
+            rig[name].set(**given).pictures = pictures.get(name)
+        given, place = call(6), Place(0.0, 0.25)
+        alone = [rein.pull(given, Guided, place) for rein in rig.reins.values()]
+        monkeypatch.setattr(type(control), "residuals", counted)
+        rig.pipeline, rig.progress.locate = Guided, lambda timestep: place
+        found = rig._pull_all(given)
+    wanted = [one for one in alone if one is not None]
+    assert len(wanted) == 4
+    assert passes == [4 + 2 + 2, 6]
+    assert close(found, sum(wanted[1:], wanted[0]).links)

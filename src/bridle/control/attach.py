@@ -17,6 +17,7 @@ from typing import Any, Self
 from bridle.control.control import Call, Control, denoiser_of
 from bridle.control.delta import apply_delta
 from bridle.control.progress import Progress
+from bridle.control.pulls import compute
 from bridle.control.rein import Rein
 from bridle.control.residuals import Residuals
 from bridle.errors import ConfigError
@@ -63,10 +64,11 @@ class Rig:
     def _pull_all(self, call: Call) -> Residuals | None:
         """What all controls that act in this call add, on top of what it brings along."""
         place = self.progress.locate(self.first.timestep(call))
-        asked = [rein.pull(call, self.pipeline, place) for rein in self.reins.values()]
-        pulled = [residuals for residuals in asked if residuals is not None]
-        if not pulled:
+        asked = [pull for rein in self.reins.values() if (pull := rein.ask(call, self.pipeline, place)) is not None]
+        if not asked:
             return None
+        computed = zip(asked, compute(asked, call, self.pipeline), strict=True)
+        pulled = [pull.rein.answer(pull, residuals, call, self.pipeline) for pull, residuals in computed]
         given = self.first.given(call)
         if given is not None:
             pulled = [self.first.place(given, self.denoiser), *pulled]

@@ -10,8 +10,9 @@ from bridle.control.control import Call, Control, denoiser_of
 from bridle.control.half import Half
 from bridle.control.hint import to_hint
 from bridle.control.progress import Place
+from bridle.control.pulls import Pull, compute
 from bridle.control.residuals import Residuals
-from bridle.control.rows import Rows, Some
+from bridle.control.rows import Rows
 from bridle.control.strength import Guess, Strength
 from bridle.errors import ConfigError, HintError
 
@@ -24,6 +25,7 @@ class Rein:
         mask: [1 or B, 1, H, W] in [0, 1], or None: it acts everywhere.
         pictures: of the batch, those it acts in, by number and rising; all where None. Hints and masks are then theirs.
         hold: whether the residuals of the last step without it are used again; strength and mask are this step's.
+        held: these residuals, at full strength.
     """
 
     def __init__(self, name: str, control: Control) -> None:
@@ -32,7 +34,7 @@ class Rein:
         self.mask: Tensor | None = None
         self.pictures: tuple[int, ...] | None = None
         self.hold = False
-        self._held: Residuals | None = None
+        self.held: Residuals | None = None
         self._hint: Tensor | None = None
         self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
         self._features: Tensor | None = None
@@ -71,29 +73,29 @@ class Rein:
         self.strength, self.mask = strength, self.mask if mask is None else mask
         return self
 
-    def pull(self, call: Call, pipeline: Any, place: Place) -> Residuals | None:
-        """What it adds to a call; None where it does not act."""
+    def ask(self, call: Call, pipeline: Any, place: Place) -> Pull | None:
+        """What is to be computed for it in a call; None where it does not act."""
         if not self.hold:
-            self._held = None
+            self.held = None
         factor = self.strength.at(place.begin, place.finish)
-        latents = call[self.control.INPUT]
-        rows = Rows.of(pipeline, len(latents), place.again)
+        rows = Rows.of(pipeline, len(call[self.control.INPUT]), place.again)
         acting = rows.acting(self.strength.half, self.pictures)
-        if factor == 0 or not acting.rows:
-            return None
-        residuals = self._compute(call, pipeline, rows, acting) if self._held is None else self._held
-        residuals = self.strength.apply(residuals, factor, latents.shape[-1])
-        if self.mask is not None:
-            residuals = residuals.masked(rows.spread(self.mask.to(latents.device), acting))
-        return self.control.place(rows.fill(residuals, acting), denoiser_of(pipeline))
+        return Pull(self, rows, acting, factor) if factor and acting.rows else None
 
-    def _compute(self, call: Call, pipeline: Any, rows: Rows, acting: Some) -> Residuals:
-        """The residuals of the acting rows at full strength; remembered, unless gradients would be as well."""
-        features = rows.spread(self.features(call, pipeline), acting)
-        residuals = self.control.residuals(rows.take(call, acting), features)
-        if not torch.is_grad_enabled():
-            self._held = residuals
-        return residuals
+    def answer(self, pull: Pull, residuals: Residuals, call: Call, pipeline: Any) -> Residuals:
+        """What it adds to a call, from the residuals at full strength."""
+        latents = call[self.control.INPUT]
+        residuals = self.strength.apply(residuals, pull.factor, latents.shape[-1])
+        if self.mask is not None:
+            residuals = residuals.masked(pull.rows.spread(self.mask.to(latents.device), pull.acting))
+        return self.control.place(pull.rows.fill(residuals, pull.acting), denoiser_of(pipeline))
+
+    def pull(self, call: Call, pipeline: Any, place: Place) -> Residuals | None:
+        """What it alone adds to a call; None where it does not act."""
+        pull = self.ask(call, pipeline, place)
+        if pull is None:
+            return None
+        return self.answer(pull, *compute([pull], call, pipeline), call, pipeline)
 
     def features(self, call: Call, pipeline: Any) -> Tensor:
         """The encoded hint, computed once for all steps. Raises: HintError: no hint was set, or its size is wrong."""

@@ -55,7 +55,7 @@ class Rows:
 
     def take(self, value: Any, some: "Some") -> Any:
         """A call, or any value in it, cut to some of its rows."""
-        if len(some.rows) == self.batch:
+        if some.rows == tuple(range(self.batch)):
             return value
         if isinstance(value, Tensor):
             return value[some.index] if value.ndim and len(value) == self.batch else value
@@ -85,7 +85,7 @@ class Some:
     """Some of a call's rows.
 
     Attributes:
-        rows: their numbers, rising.
+        rows: their numbers, rising; one may come several times.
         halves: of guidance that they belong to; equally many rows each.
     """
 
@@ -96,6 +96,6 @@ class Some:
     def index(self) -> Any:
         """What picks them: a slice where they are evenly spaced, so that every step sees the same memory again."""
         apart = {after - before for before, after in pairwise(self.rows)} or {1}
-        if len(apart) > 1:
+        if len(apart) > 1 or 0 in apart:
             return list(self.rows)
         return slice(self.rows[0], self.rows[-1] + 1, apart.pop())
