@@ -10,6 +10,7 @@ import torch
 from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from torch import Tensor
 
+from bridle.base.base import Base
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.hint import to_hint
@@ -176,6 +177,19 @@ def test_a_control_that_cannot_be_made_is_refused(options: dict[str, Any], said:
 def test_a_base_of_another_family_is_refused() -> None:
     with pytest.raises(BaseError, match="base is a Linear; expected a Base, a pipeline, or one of UNet2DCondition"):
         Control.from_base(torch.nn.Linear(1, 1))
-    told = tiny.make_unet(class_embed_type="timestep")
-    with pytest.raises(BaseError, match=r"needs class_embed_type, .*use a base of the Stable Diffusion 1, 2 or XL"):
-        Control.from_base(told)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"class_embed_type": "timestep"}, "needs class_embed_type, .*use a base of the Stable Diffusion 1, 2 or XL"),
+        ({"in_channels": 9}, "needs 5 channels beside the noisy ones, .*use a base of the Stable Diffusion 1, 2 or XL"),
+        ({"in_channels": 8}, "needs 4 channels beside the noisy ones"),
+        ({"mid_block_type": None}, "has no middle block, .*use a base that has one"),
+    ],
+)
+def test_a_base_that_controls_cannot_serve_is_refused(changes: dict[str, Any], said: str) -> None:
+    unet = tiny.make_unet(**changes)
+    for make in (Control.from_base, lambda base: Base(tiny.make_pipeline(base))):
+        with pytest.raises(BaseError, match=said):
+            make(unet)

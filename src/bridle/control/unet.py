@@ -69,9 +69,15 @@ class UNetControl(Control):
         asked = [name for name in UNSUPPORTED if denoiser.config.get(name) is not None]
         if denoiser.config.get("addition_embed_type") not in (None, "text_time"):
             asked.append(f"addition_embed_type {denoiser.config.addition_embed_type!r}")
+        extra = denoiser.config.in_channels - denoiser.config.out_channels
+        if extra:
+            asked.append(f"{extra} channels beside the noisy ones, as for inpainting or another picture")
         if asked:
             remedy = "use a base of the Stable Diffusion 1, 2 or XL kind"
             raise BaseError(f"base needs {', '.join(asked)}, which controls do not carry: {remedy}")
+        if denoiser.mid_block is None:
+            remedy = "use a base that has one, or make the control with Control.for_module"
+            raise BaseError(f"base has no middle block, which controls copy: {remedy}")
 
     @classmethod
     def copy_of(
