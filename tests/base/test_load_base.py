@@ -12,7 +12,7 @@ import tiny_pixel
 import tiny_sdxl
 import tiny_transformers
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import EDMEulerScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from bridle.base.base import Base
@@ -251,4 +251,15 @@ def test_a_pipeline_without_a_part_is_refused() -> None:
     pipeline: StableDiffusionPipeline = tiny.make_pipeline()
     pipeline.text_encoder = None
     with pytest.raises(BaseError, match="StableDiffusionPipeline without text_encoder; expected a Stable Diffusion"):
+        Base(pipeline)
+
+
+def test_a_base_with_levels_or_latents_of_another_kind_is_refused() -> None:
+    pipeline = tiny_sdxl.make_pipeline()
+    pipeline.vae.register_to_config(latents_mean=[0.0] * 4, latents_std=[1.0] * 4)
+    with pytest.raises(BaseError, match=r"latents_mean\); expected them only scaled"):
+        Base(pipeline)
+    pipeline = tiny_sdxl.make_pipeline()
+    pipeline.scheduler = EDMEulerScheduler()
+    with pytest.raises(BaseError, match="base has the scheduler EDMEulerScheduler; expected prediction_type"):
         Base(pipeline)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from types import SimpleNamespace
 
+import diffusers
 import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
@@ -45,9 +46,15 @@ def test_the_targets_are_those_of_diffusers() -> None:
 
 
 def test_another_prediction_type_is_refused() -> None:
-    other = SimpleNamespace(config=SimpleNamespace(prediction_type="score"))
+    other = SimpleNamespace(config={"prediction_type": "score", "beta_start": 0.1})
     with pytest.raises(BaseError, match="base predicts 'score'; expected one of 'epsilon', 'v_prediction'"):
         read_schedule(other)
+
+
+@pytest.mark.parametrize("kind", ["EDMEulerScheduler", "CMStochasticIterativeScheduler", "IPNDMScheduler"])
+def test_levels_that_are_neither_betas_nor_a_flow_are_refused(kind: str) -> None:
+    with pytest.raises(BaseError, match=f"base has the scheduler {kind}; expected prediction_type and beta_start"):
+        read_schedule(getattr(diffusers, kind)())
 
 
 def test_a_flow_is_noised_told_and_aimed_as_diffusers_does_it() -> None:

@@ -25,7 +25,8 @@ class Base:
         pipeline: a stock diffusers pipeline, from text to image.
         name: what a control trained on it says of it.
 
-    Raises: BaseError: a part is missing, or the pipeline is of no family that is supported.
+    Raises: BaseError: a part is missing, or the pipeline is of no family that is supported, be it for the kind of its
+        noise levels or latents.
     """
 
     def __init__(self, pipeline: Any, name: str = "unnamed") -> None:
@@ -36,6 +37,10 @@ class Base:
             if getattr(pipeline, part, None) is None:
                 kind, family = type(pipeline).__name__, self.family.name
                 raise BaseError(f"base is a {kind} without {part}; expected a {family} pipeline with all parts")
+        read_schedule(pipeline.scheduler)
+        if getattr(pipeline, "vae", None) is not None and pipeline.vae.config.get("latents_mean") is not None:
+            expected = "expected them only scaled, as in every family that is supported: use another base"
+            raise BaseError(f"base has latents with a mean of each channel's own (latents_mean); {expected}")
         self.pipeline, self.name, self.halved = pipeline, name, False
         for model in (self.denoiser, *self.encoders):
             model.requires_grad_(False).eval()

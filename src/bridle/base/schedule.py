@@ -45,7 +45,7 @@ def read_schedule(scheduler: Any) -> Schedule:
     Of a flow those of its own scheduler, spaced as that spaces them for training; a shift that depends on the size of
     the picture is left out, as in the published training scripts.
 
-    Raises: BaseError: it predicts something else.
+    Raises: BaseError: it predicts something else, or has other levels than a table of betas or a flow.
     """
     config = scheduler.config
     if type(scheduler).__name__.startswith("FlowMatch"):
@@ -54,9 +54,14 @@ def read_schedule(scheduler: Any) -> Schedule:
         plain: Any = FlowMatchEulerDiscreteScheduler.from_config(config, **unshifted)
         spread = plain.sigmas[: config.num_train_timesteps].flip(0)
         return Schedule(1 - spread, spread, spread * config.num_train_timesteps, "flow")
-    if config.prediction_type not in get_args(Prediction):
+    if "prediction_type" not in config or not {"beta_start", "trained_betas"} & config.keys():
+        expected = "expected prediction_type and beta_start in its configuration, or a FlowMatch scheduler"
+        remedy = "bases of EDM's kind and consistency models are of no family that is supported"
+        raise BaseError(f"base has the scheduler {type(scheduler).__name__}; {expected}: {remedy}")
+    prediction = config["prediction_type"]
+    if prediction not in get_args(Prediction):
         expected = ", ".join(map(repr, get_args(Prediction)))
-        raise BaseError(f"base predicts {config.prediction_type!r}; expected one of {expected}")
+        raise BaseError(f"base predicts {prediction!r}; expected one of {expected}")
     plain: Any = DDPMScheduler.from_config(config)
     power = plain.alphas_cumprod
-    return Schedule(power.sqrt(), (1 - power).sqrt(), torch.arange(len(power)), config.prediction_type)
+    return Schedule(power.sqrt(), (1 - power).sqrt(), torch.arange(len(power)), prediction)
