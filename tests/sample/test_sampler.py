@@ -7,6 +7,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import tiny
+import tiny_sdxl
 import torch
 
 from bridle.base.base import Base
@@ -300,6 +301,16 @@ def test_negative_prompts_count_picture_by_picture(base: Base) -> None:
     pictures = ask(base, {}, negative_prompts=["", "blur", ""])
     assert distance(pictures[:1], plain[:1]) <= 1
     assert distance(pictures[1:2], plain[1:2]) > 1
+
+
+def test_an_empty_negative_prompt_means_the_same_beside_others_where_it_stands_for_zeros() -> None:
+    sdxl = Base(tiny_sdxl.make_pipeline())
+    assert sdxl.pipeline.config.force_zeros_for_empty_prompt
+    steered = {"some": Steering(control=tiny.wake(Control.from_base(sdxl)), hints=HINTS[:2], pictures=[0, 1])}
+    together = ask(sdxl, steered, negative_prompts=["", "blur", ""])
+    assert distance(together[::2], ask(sdxl, steered)[::2]) <= 1
+    assert distance(together[1:2], ask(sdxl, steered, negative_prompts=["blur"] * 3)[1:2]) <= 1
+    assert distance(together[1:2], ask(sdxl, steered)[1:2]) > 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ Each picture has a seed of its own, so it comes out the same alone and in a batc
 more than a level of 256.
 """
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -83,8 +83,7 @@ def generate(
         exempt(base.encoders) if precision == "fp16" else nullcontext(),
         hasten(base.pipeline, *(one.control for one in steering.values())),
     ):
-        for start in range(0, len(prompts), settings.batch):
-            rows = slice(start, start + settings.batch)
+        for rows in batches(base, len(prompts), negative_prompts, settings.batch):
             batch = Batch(
                 prompts=prompts[rows],
                 negative_prompts=negative_prompts[rows] if negative_prompts else [],
@@ -93,6 +92,23 @@ def generate(
             )
             pictures += draw(base, batch, settings, size_px, init, on_step)
     return pictures
+
+
+def batches(base: Base, count: int, negative_prompts: Sequence[str] | None, most: int) -> Iterator[slice]:
+    """Which pictures are drawn at once: neighbours.
+
+    SDXL's pipelines are told zeros in place of an empty negative prompt, but only where none of the batch has another:
+    of such a base no picture shares a batch with one that has what it lacks.
+    """
+    told = [bool(text) for text in negative_prompts or [""] * count]
+    if not base.pipeline.config.get("force_zeros_for_empty_prompt"):
+        told = [False] * count
+    start = 0
+    while start < count:
+        stop = min(start + most, count)
+        stop = next((at for at in range(start, stop) if told[at] != told[start]), stop)
+        yield slice(start, stop)
+        start = stop
 
 
 def casts(base: Base, precision: Precision) -> bool:
