@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from dataclasses import asdict
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,9 +110,10 @@ def plan(
     Example: `bridle plan --base embedded --memory 2GB`
     """
     with uncollected(lasting=True):
+        from bridle.config import literal
         from bridle.run.plan import plan_run
 
-    named = [*([f"base={json.dumps(base)}"] if base else []), *(overrides or [])]
+    named = [*([f"base={literal(base, '--base')}"] if base else []), *(overrides or [])]
     found = plan_run(read_settings(settings, Path(), named), memory)
     say(found.summary, as_json, lines=found.lines)
 
@@ -298,7 +300,7 @@ def read_settings(path: Path | None, data: Path | None, overrides: list[str] | N
     from bridle import config
     from bridle.run.settings import RunSettings
 
-    named = [f"data.folder={json.dumps(str(data))}"] if data else []
+    named = [f"data.folder={config.literal(data, '--data')}"] if data else []
     return config.read(RunSettings, path, [*named, *(overrides or [])])
 
 
@@ -324,15 +326,28 @@ def options(
     pass
 
 
+def explain(error: BridleError | OSError) -> str:
+    """What went wrong, in words."""
+    if isinstance(error, BridleError) or not error.filename:
+        return str(error)
+    return f"{error.filename} cannot be read or written: {error.strerror}; give another path, or put that right"
+
+
 def main() -> None:
     """Entry point: what the user can put right is one line and exit status 2, without a traceback."""
     # On import transformers asks for torchvision, which is left out on purpose; read once, so it is set before.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # tells of optional kernels that Bridle does not use
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a console may know fewer letters than a table has
+            stream.reconfigure(errors="replace")
     try:
         app()
-    except BridleError as error:
-        print(f"bridle: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    except BrokenPipeError:  # nobody reads any more, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
+    except (BridleError, OSError) as error:
+        print(f"bridle: {' '.join(str(explain(error)).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("bridle: interrupted", file=sys.stderr)

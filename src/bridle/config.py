@@ -65,8 +65,17 @@ def build(settings: type[S], table: Mapping[str, Any], prefix: str = "") -> S:
     for key, field in known.items():
         required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
         if required and key not in table:
-            raise ConfigError(f"setting {prefix}{key} is missing; add it, or use --set {prefix}{key}=...")
+            missing = f"{prefix}{key}{required_of(hints[key])}"
+            raise ConfigError(f"setting {missing} is missing; add it, or use --set {missing}=...")
     return settings(**{key: _convert(value, hints[key], prefix + key) for key, value in table.items()})
+
+
+def required_of(kind: Any) -> str:
+    """Of a table the first setting that has no default, with its dot; of a value nothing."""
+    for field in _fields(kind) if dataclasses.is_dataclass(kind) else ():
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            return f".{field.name}"
+    return ""
 
 
 def save(settings: Any, path: Path) -> None:
@@ -83,7 +92,7 @@ def dump(settings: Any, prefix: str = "") -> str:
             name = f"{prefix}{field.name}"
             tables.append(f"\n[{name}]\n{dump(value, name + '.')}")
         elif value is not None:
-            plain.append(f"{field.name} = {_literal(value, prefix + field.name)}\n")
+            plain.append(f"{field.name} = {literal(value, prefix + field.name)}\n")
         else:
             assert field.default is None, f"{prefix}{field.name} is None, but would be read back as its default"
     return "".join(plain + tables)
@@ -96,7 +105,7 @@ def _fields(settings: Any) -> list[dataclasses.Field[Any]]:
 def load(path: Path) -> dict[str, Any]:
     """A TOML file as it stands. Raises: ConfigError: it cannot be read, or is no TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # as some editors begin a file
     except FileNotFoundError:
         raise ConfigError(f"settings file {path} does not exist; give the path of a TOML file") from None
     except OSError as error:
@@ -105,10 +114,10 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigError(f"settings file {path} is not valid TOML: {error}; correct that place") from None
 
 
-def _literal(value: Any, name: str) -> str:
+def literal(value: Any, name: str) -> str:
     """One value as TOML, whose strings are JSON's except for DEL and whose inf and nan are spelt as Python's."""
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_literal(item, name) for item in value) + "]"
+        return "[" + ", ".join(literal(item, name) for item in value) + "]"
     if isinstance(value, float):
         return repr(value)
     text = json.dumps(str(value) if isinstance(value, Path) else value, ensure_ascii=False).replace("\x7f", "\\u007f")
@@ -160,7 +169,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
         return value
     if kind is float and type(value) is int:
         return float(value)
-    if kind is Path and isinstance(value, str):
+    if kind is Path and isinstance(value, str) and value:  # "" would be the current folder
         return Path(value)
     if kind in _EXPECTED and type(value) is kind:
         return value

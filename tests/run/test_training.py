@@ -16,9 +16,10 @@ from small_run import HELD_OUT, PAIRS, STEPS, Done
 from bridle.cache.store import Cache
 from bridle.control.settings import ControlSettings
 from bridle.control.unet import UNetControl
-from bridle.errors import TrainError
+from bridle.errors import DataError, TrainError
 from bridle.files.weights import load_control, read_metadata
-from bridle.run import RunSettings, read_run, train_run
+from bridle.run import RunSettings, evaluate_run, read_run, train_run
+from bridle.run.settings import open_run
 from bridle.train.checkpoint import newest, newest_precision, read_facts
 from bridle.train.log import read_rows
 from bridle.train.settings import MachineSettings
@@ -214,3 +215,30 @@ def test_a_run_without_a_checkpoint_may_begin_anew_under_other_settings(done: Do
     shutil.rmtree(folder / "checkpoints")
     assert train_run(with_lr(done.settings), folder).outcome.step == STEPS
     assert read_run(folder) == with_lr(done.settings)
+
+
+def without_a_picture(done: Done, folder: Path, of: str) -> RunSettings:
+    """Settings for the same data set without its first training or held-out pair."""
+    data = Path(shutil.copytree(done.settings.data.folder, folder / "pictures"))
+    cache = Cache.open(done.run.folder / "cache")
+    (data / (cache.train_ids if of == "train" else cache.held_out_ids)[0].rpartition("#")[0]).unlink()
+    return replace(done.settings, data=replace(done.settings.data, folder=data))
+
+
+@pytest.mark.parametrize("of", ["train", "held out"])
+def test_other_data_is_refused_before_the_runs_cache_is_touched(done: Done, tmp_path: Path, of: str) -> None:
+    """Or held-out pairs would be chosen anew, among those that were trained on."""
+    folder, other = copy_of(done, tmp_path), without_a_picture(done, tmp_path, of)
+    before = snapshot(folder)
+    with pytest.raises(DataError, match=r"data is not what this run was trained on \(changed: pictures.*start a run"):
+        train_run(other, folder)
+    open_run(folder, other)
+    with pytest.raises(DataError, match="data is not what this run was trained on"):
+        evaluate_run(folder)
+    open_run(folder, done.settings)
+    after = snapshot(folder)
+    for hashes in (before, after):
+        hashes.pop("cache/stamps.json")  # what files were read last
+    assert after == before
+    assert train_run(done.settings, folder).outcome.finished
+    assert train_run(other, folder, force=True).outcome.finished

@@ -70,6 +70,30 @@ def test_a_killed_run_repeats_the_steps_after_its_checkpoint_and_reports_none_tw
     assert [(row["step"], row["loss"]) for row in ours] == [(row["step"], row["loss"]) for row in theirs]
 
 
+def test_what_no_checkpoint_knows_of_is_not_told_twice(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed before the first checkpoint; and at a step whose probe the checkpoint had not seen."""
+    run = new_run("run")
+    for known in ((), {0}):
+        log = RunLog(run.folder, -1 if not known else 0, known)
+        log.probe({"step": 0, "advantage": {"mean": 0.0}, "controllability": None})
+        log.event(0, "warning", "this")
+        assert [row["step"] for row in read_rows(run.folder / "probes.jsonl")] == [0] * (1 + len(known))
+    RunLog(run.folder, 2, {0}).probe({"step": 2, "advantage": {"mean": 0.0}, "controllability": None})
+    RunLog(run.folder, 2, {0})
+    assert [row["step"] for row in read_rows(run.folder / "probes.jsonl")] == [0, 0]
+
+
+def test_a_users_own_files_among_a_runs_are_left_alone(new_run: Any) -> None:
+    run = new_run("run")
+    run.start(stop_at=3)
+    (run.folder / "previews").mkdir(exist_ok=True)
+    mine = run.folder / "previews" / "step-00000009 copy.png"
+    mine.write_bytes(b"")
+    (run.folder / "events.jsonl").open("a").write('{"kind": "note"}\n')
+    assert run.start().finished
+    assert mine.exists()
+
+
 def test_a_finished_run_does_nothing_more_and_a_longer_one_goes_on(new_run: Any, whole: Any) -> None:
     run = new_run("run", steps=4)
     run.start()

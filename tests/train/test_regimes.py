@@ -379,9 +379,9 @@ def test_an_average_of_one_takes_no_memory(new_run: Any) -> None:
     assert not any(name.startswith("average.") for name in trainer.tensors())
 
 
-def test_a_base_in_float16_is_not_trained_with(new_run: Any) -> None:
+def test_a_base_in_float64_is_not_trained_with(new_run: Any) -> None:
     base, run = tiny.make_base(), new_run("run")
     control = Control.from_base(base.pipeline)
-    base.denoiser.half()
-    with pytest.raises(TrainError, match=r"torch\.float16.*expected float32 or bfloat16"):
+    base.denoiser.double()
+    with pytest.raises(TrainError, match=r"torch\.float64.*expected float32, bfloat16 or float16"):
         Trainer(control, base.denoiser, base.schedule, run.cache, TrainSettings(**run.values | {"precision": "auto"}))

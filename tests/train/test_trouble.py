@@ -3,10 +3,13 @@
 from typing import Any
 
 import pytest
+import tiny
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 
 from bridle.errors import TrainError
 from bridle.train.log import read_rows
+from bridle.train.optim import DenseAdamW
 from bridle.train.trainer import Trainer
 
 
@@ -113,3 +116,68 @@ def test_one_pair_that_does_not_fit_is_an_error_with_a_remedy(new_run: Any, monk
     forget_memory(monkeypatch, most=0)
     with pytest.raises(TrainError, match=r"out of memory with one pair per forward pass; .*gradient_checkpointing"):
         new_run("run").start()
+
+
+def test_out_of_memory_in_the_optimiser_says_what_to_do_and_what_is_left(
+    new_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    monkeypatch.setattr(DenseAdamW, "step", fail)
+    said = r"out of memory after step 0, .*the last checkpoint is intact; .*adamw8bit"
+    with pytest.raises(TrainError, match=said):
+        new_run("run").start()
+
+
+def test_nothing_of_training_stays_in_base_and_control(new_run: Any, wide_cache: Any) -> None:
+    base = tiny.make_base()
+    before = {name: weight.clone() for name, weight in base.denoiser.state_dict().items()}
+    how = {"regime": "large", "unlock": "decoder", "unlock_after": 2, "unlock_lr": 1e-2}
+    run = new_run("run", precision="bf16", accumulate=1, **how)
+    run.cache = wide_cache
+    control = run.start(base=base).control
+    assert any(delta.any() for delta in control.base_delta.values())
+    assert all(torch.equal(weight, before[name]) for name, weight in base.denoiser.state_dict().items())
+    assert not any(weight.requires_grad for weight in base.denoiser.parameters())
+    for trained in (run.control, control):
+        assert {getattr(weight, "grad_dtype", weight.dtype) for weight in trained.parameters()} == {torch.float32}
+        assert {type(processor) for processor in processors(trained)} == {AttnProcessor2_0}
+
+
+def processors(model: Any) -> list[Any]:
+    return [module.processor for module in model.modules() if hasattr(module, "processor")]
+
+
+def test_what_breaks_a_run_off_leaves_the_base_as_it_was(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = tiny.make_base()
+    before = {name: weight.clone() for name, weight in base.denoiser.state_dict().items()}
+    break_at(monkeypatch, {4, 5}, "loss")
+    run = new_run("run", regime="large", unlock="all", unlock_after=1, unlock_lr=1e-2, skips=2)
+    with pytest.raises(TrainError, match="2 steps in a row"):
+        run.start(base=base)
+    assert all(torch.equal(weight, before[name]) for name, weight in base.denoiser.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{"unlock": "all"}, {"regime": "standard", "unlock": None}])
+def test_a_base_that_was_unlocked_stays_so_in_a_continuation(new_run: Any, changes: dict[str, Any]) -> None:
+    run = new_run("run", regime="large", unlock="decoder", unlock_after=1)
+    run.start(stop_at=3)
+    if changes["unlock"] is None:  # of the decoder alone, which is what "standard" would name as well
+        run = new_run("other", regime="large", unlock="all", unlock_after=1)
+        run.start(stop_at=3)
+    with pytest.raises(TrainError, match=r"has trained \d+ of the base's weights, .*train.unlock back"):
+        run.start(**changes)
+
+
+def test_averages_that_are_asked_for_later_begin_as_the_weights(new_run: Any) -> None:
+    run = new_run("run", ema_decay=0.0)
+    run.start(stop_at=3)
+    assert run.start(force=True, ema_decay=0.5).finished
+    assert run.tensors("average.")
+
+
+def test_a_base_that_would_never_be_unlocked_is_spoken_of(new_run: Any) -> None:
+    run = new_run("run", regime="large", unlock_after=50)
+    run.start(stop_at=2)
+    assert any("the base stays locked" in said for said in run.said)

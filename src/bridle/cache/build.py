@@ -11,7 +11,7 @@ from rich.progress import Progress
 
 from bridle.atomic import write_text
 from bridle.cache.encode import Encoders, to_channels_first, to_pixels
-from bridle.cache.fingerprint import Fingerprint, describe_change, take_fingerprint
+from bridle.cache.fingerprint import Fingerprint, describe_change, hash_fingerprint, take_fingerprint
 from bridle.cache.index import INDEX, Index, Row, read_index, write_index
 from bridle.cache.shards import PairWriter, write_captions
 from bridle.cache.store import Cache
@@ -39,7 +39,13 @@ class _Sample:
 
 
 def build_cache(
-    source: Source, settings: DataSettings, annotator: Annotator, encoders: Encoders, folder: Path, batch: int = 16
+    source: Source,
+    settings: DataSettings,
+    annotator: Annotator,
+    encoders: Encoders,
+    folder: Path,
+    batch: int = 16,
+    trained_on: str | None = None,
 ) -> Cache:
     """Encode every pair and every distinct caption, or reuse what `folder` holds if nothing has changed.
 
@@ -52,16 +58,21 @@ def build_cache(
         encoders: of the base.
         folder: of the cache; only files that a cache consists of are touched.
         batch: pictures, or captions, encoded at once.
+        trained_on: the fingerprint of the cache that a run has trained on; no other is built in its place.
 
     Raises:
         ConfigError: the size does not fit the base.
-        DataError: no pair could be decoded, or none is left to train on.
+        DataError: no pair could be decoded, or none is left to train on; or it would be another cache than was trained
+            on: then the folder is as it was.
     """
     if settings.size_px % encoders.size_factor:
         raise ConfigError(f"setting size_px is {settings.size_px}; expected a multiple of {encoders.size_factor}")
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     fingerprint = take_fingerprint(source, settings, annotator, encoders, folder)
     reason = _find_reason(folder, fingerprint)
+    if trained_on is not None and hash_fingerprint(fingerprint) != trained_on:
+        remedy = "put it back, or start a run in another folder (--out)"
+        raise DataError(f"data is not what this run was trained on ({reason or 'the cache is not its own'}): {remedy}")
     if reason is None:
         console.print("cache reused: nothing has changed")
     else:
@@ -123,7 +134,7 @@ def _build(
 def _clear(folder: Path) -> None:
     """Remove an old cache, its index first: what is left of it when this is interrupted is not taken for a cache."""
     (folder / INDEX).unlink(missing_ok=True)
-    for pattern in ("pairs-*.safetensors", "text-*.safetensors"):
+    for pattern in ("pairs-*.safetensors", "text-*.safetensors", ".pairs-*", ".text-*"):  # the last are left by kills
         for path in folder.glob(pattern):
             path.unlink()
 

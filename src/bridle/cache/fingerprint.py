@@ -105,7 +105,7 @@ def _stamp(path: Path, known: Any) -> list[Any]:
 def _read_stamps(folder: Path) -> dict[str, Any]:
     """Only a memory: when it is missing or damaged, every file is hashed again."""
     try:
-        stamps = json.loads((folder / _STAMPS).read_text())
+        stamps = json.loads((folder / _STAMPS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return stamps if isinstance(stamps, dict) else {}

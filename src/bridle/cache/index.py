@@ -84,7 +84,7 @@ def read_index(folder: Path) -> Index:
     """
     path = folder / INDEX
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CacheError(f"{folder} holds no finished cache ({INDEX} is missing); build it") from None
     except (OSError, ValueError):

@@ -56,6 +56,10 @@ def fit(image: Pixels, hint: Pixels, size_px: int, geometry: Geometry = CENTER) 
         raise DataError(
             f"the hint is {hint_width}x{hint_height} px and the picture {width}x{height}; expected one shape"
         )
+    wanted = round(hint_height * width / height)
+    if abs(hint_width - wanted) > 1:  # of another shape, such as one rounded to 64: stretched back onto the picture
+        stretched = cv2.resize(hint, (wanted, hint_height), interpolation=cv2.INTER_NEAREST_EXACT)
+        hint = np.asarray(stretched, np.uint8).reshape(hint_height, wanted, -1)
     return fit_image(image, size_px, geometry), fit_hint(hint, size_px, geometry)
 
 

@@ -100,8 +100,10 @@ CONDITIONS = {
     "depth": ("depth_rmse",),
     "normals": ("normals_deg", "normals_within"),
     "segmentation": ("miou",),
+    "soft_edge": (),
 }
 EDGES = ("f1", "f1_strict")
+DRAWN = ("canny", "scribble")  # edges, though what was saved or shrunk of them is no longer black and white
 BESIDE = "ssim"
 
 
@@ -114,10 +116,17 @@ def choose_measures(condition: str, hints: Sequence[np.ndarray]) -> tuple[str, .
     """
     own = CONDITIONS.get(condition)
     if own is None:
-        own = EDGES if all(is_binary(hint) for hint in hints) else ()
+        own = EDGES if condition in DRAWN or all(is_binary(hint) for hint in hints) else ()
     return (*own, BESIDE)
 
 
 def measure(names: Sequence[str], hint: np.ndarray, output: np.ndarray, tolerance_px: int = TOLERANCE_PX) -> Figures:
     """Compare two maps by the measures of these names. Raises: HintError: as they do."""
-    return {name: MEASURES[name].compute(hint, output, tolerance_px) for name in names}
+    if set(names) & set(EDGES):
+        edges = sharpen(hint), sharpen(output)
+    return {name: MEASURES[name].compute(*(edges if name in EDGES else (hint, output)), tolerance_px) for name in names}
+
+
+def sharpen(edges: np.ndarray) -> np.ndarray:
+    """Black and white as before JPEG or shrinking made grey of them: uint8, of the same shape."""
+    return np.where(edges < 128, 0, 255).astype(np.uint8)

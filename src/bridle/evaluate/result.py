@@ -142,7 +142,7 @@ def read_evaluation(folder: Path) -> Evaluation:
     """Read what `write_evaluation` wrote. Raises: FileError: it is missing, damaged, or of another format."""
     path = folder / FILE
     try:
-        table = json.loads(path.read_text())
+        table = json.loads(path.read_text(encoding="utf-8"))
         if table.pop("format") != FORMAT:
             raise FileError(f"{path} is of another format than {FORMAT}; evaluate again with this version")
         return _build(table, folder)

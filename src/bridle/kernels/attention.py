@@ -61,6 +61,14 @@ def set_processors(models: Iterable[nn.Module], make: Callable[[Attention], Any]
     return undo
 
 
+def restore_attention(model: nn.Module) -> None:
+    """Give a copy of a model, made while `choose_attention` lasted, its own processors."""
+    set_processors(
+        [model],
+        lambda attention: attention.processor.before if isinstance(attention.processor, Attend) else None,
+    )
+
+
 class Attend:
     """In the place of an attention's processor; what it does not know, that processor does."""
 

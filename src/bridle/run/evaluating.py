@@ -71,6 +71,8 @@ def evaluate_run(
     if free and not control.base_delta and kind is not torch.float32:
         base.halve(kind)
     control.to(dtype=base.denoiser.dtype)
+    if data.cache.annotator == "files":
+        console.print(f"hints are files: what pictures show is read by {settings.data.annotator!r} (data.annotator)")
     held_out = data.held_out(pairs)
     if not held_out:
         raise DataError("the run holds out no pairs to measure on; train with data.held_out of 5 or more")
@@ -87,7 +89,7 @@ def evaluate_run(
             settings=dataclasses.asdict(how),
         )
     facts = report_facts(settings, folder, base.device) | dict(extra_facts or {})
-    report = write_report(evaluation, evaluation.folder, folder.name, facts)
+    report = write_report(evaluation, evaluation.folder, folder.resolve().name, facts)
     return Measured(evaluation, report, write_sheet(evaluation, evaluation.folder / "sheet.png"))
 
 

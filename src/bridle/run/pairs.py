@@ -11,6 +11,8 @@ from bridle.data.load import load_example
 from bridle.data.settings import DataSettings
 from bridle.data.sources import Source, open_source
 from bridle.evaluate.evaluate import HeldOutPair
+from bridle.train.checkpoint import newest_data
+from bridle.train.loop import CHECKPOINTS
 
 
 @dataclass(frozen=True)
@@ -30,10 +32,18 @@ class RunData:
         return [HeldOutPair(id=e.id, image=e.image, hint=e.hint, caption=e.caption) for e in examples]
 
 
-def load_data(settings: DataSettings, base: Base, folder: Path) -> RunData:
-    """Open the data set and encode it, or reuse the cache in `folder`."""
+def load_data(settings: DataSettings, base: Base, folder: Path, *, force: bool = False) -> RunData:
+    """Open the data set and encode it, or reuse the cache in `folder`.
+
+    Args:
+        folder: the run's.
+        force: though the run has trained on something else.
+
+    Raises: DataError: the run has trained on something else, of which some may be held out now. Nothing is touched.
+    """
     source = open_source(settings.folder, settings.annotator)
-    cache = build_cache(source, settings, get_annotator(settings.annotator), base, folder / "cache")
+    annotator, trained_on = get_annotator(settings.annotator), None if force else newest_data(folder / CHECKPOINTS)
+    cache = build_cache(source, settings, annotator, base, folder / "cache", trained_on=trained_on)
     return RunData(settings, source, cache)
 
 

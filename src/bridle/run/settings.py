@@ -22,7 +22,8 @@ from bridle.train.settings import PAPER_LR, MachineSettings, ProbeSettings, Trai
 
 FILE = "settings.toml"
 # What a continuation may change: machine and folder may differ, and so may what comes later.
-FREE = {"device", "data.folder", *(f"train.{name}" for name in FREE_IN_TRAIN)}
+# Another annotator is known by the cache, unless hints are files: then it says what pictures are read by.
+FREE = {"device", "data.folder", "data.annotator", *(f"train.{name}" for name in FREE_IN_TRAIN)}
 PRECISION = "train.precision"
 FREE_TABLES = ("sample.", "probe.", "machine.")
 EMBEDDED_LR = 1e-3  # what docs/performance.md measures with; the paper's is for forty times as many weights

@@ -75,7 +75,7 @@ def train_run(
     with processes(settings.device) as world:
         console = console or Console(stderr=True, quiet=not world.main)
         base = load_base(settings.base, device=str(world.device))
-        data = share_data(settings, base, folder, world)
+        data = share_data(settings, base, folder, world, force)
         if world.main:
             open_run(folder, settings)
         # Before a new control's hints are scaled: what that frees, the first step need not have mapped again.
@@ -115,12 +115,12 @@ def processes(device: str) -> Generator[World]:
         leave(world)
 
 
-def share_data(settings: RunSettings, base: Base, folder: Path, world: World) -> RunData:
+def share_data(settings: RunSettings, base: Base, folder: Path, world: World, force: bool) -> RunData:
     """One process encodes the data set, the others then find it encoded."""
     if not world.main:
         gather(None, world)
         return open_data(settings.data, folder)
-    data = load_data(settings.data, base, folder)
+    data = load_data(settings.data, base, folder, force=force)
     gather(None, world)
     return data
 

@@ -5,6 +5,7 @@ A picture keeps everything needed to make it again in two text chunks of its PNG
 """
 
 import json
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,8 @@ def _write(
     """One line of text, cut short with an ellipsis where it is too wide."""
     font = ImageFont.load_default(size=size_px)
     text = " ".join(text.split())  # a line break would run into the pictures below
-    kept = text
-    while kept and draw.textlength(kept if kept == text else kept + "…", font) > width_px:
-        kept = kept[:-1]
-    draw.text(at, kept if kept == text else kept.rstrip() + "…", ink, font)
+    if draw.textlength(text[:width_px], font) > width_px or len(text) > width_px:
+        counts = range(min(len(text), width_px) + 1)
+        fits = bisect_right(counts, width_px, key=lambda count: draw.textlength(text[:count] + "…", font)) - 1
+        text = text[: max(fits, 0)].rstrip() + "…"
+    draw.text(at, text, ink, font)

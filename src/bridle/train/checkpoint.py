@@ -80,6 +80,12 @@ def newest_precision(folder: Path) -> Precision | None:
     return None if path is None else read_facts(path)["settings"]["precision"]
 
 
+def newest_data(folder: Path) -> str | None:
+    """The fingerprint of the cache that the run has trained on; None where there is no checkpoint."""
+    path = newest(folder)
+    return None if path is None else read_facts(path)["cache"]
+
+
 def read_facts(path: Path) -> dict[str, Any]:
     """What was saved beside the tensors, with "step". Raises: TrainError: the checkpoint is damaged."""
     facts: dict[str, Any] = read_record(path)["facts"]

@@ -4,6 +4,8 @@ A continued run drops the rows that its checkpoint does not know of, so that non
 """
 
 import json
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +13,30 @@ from bridle.atomic import write_text
 from bridle.errors import ConfigError
 
 METRICS, PROBES, EVENTS = "metrics.jsonl", "probes.jsonl", "events.jsonl"
+SHEET = re.compile(r"step-(\d+)\.png")  # another name may be a user's own
 
 
 class RunLog:
     """Appends rows, and shows figures in TensorBoard where that is asked for.
 
+    Args:
+        first_step: of the checkpoint that a run goes on from; -1 where there is none.
+        probed: the steps whose probes it knows.
+
     Raises: ConfigError: TensorBoard is asked for and not installed.
     """
 
-    def __init__(self, folder: Path, first_step: int, tensorboard: bool = False) -> None:
+    def __init__(self, folder: Path, first_step: int, probed: Collection[int] = (), tensorboard: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self._board = open_board(folder / "tensorboard", first_step) if tensorboard else None
-        for path in (folder / name for name in (METRICS, PROBES, EVENTS)):
-            if path.exists():
-                rows = read_rows(path)
-                write_text(path, "".join(json.dumps(row) + "\n" for row in rows if row["step"] <= first_step))
+        self._board = open_board(folder / "tensorboard", max(first_step, 0)) if tensorboard else None
+        for name in (METRICS, PROBES, EVENTS):
+            if (folder / name).exists():
+                rows = [row for row in read_rows(folder / name) if row.get("step", -1) <= first_step]
+                known = [row for row in rows if name != PROBES or row["step"] in probed]
+                write_text(folder / name, "".join(json.dumps(row) + "\n" for row in known))
         for sheet in (folder / "previews").glob("step-*.png"):
-            if int(sheet.stem.removeprefix("step-")) > first_step:
+            if (found := SHEET.fullmatch(sheet.name)) and int(found[1]) > first_step:
                 sheet.unlink()
 
     def metrics(self, row: dict[str, Any]) -> None:

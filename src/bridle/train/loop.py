@@ -23,6 +23,7 @@ from bridle.kernels.precision import choose_precision
 from bridle.train import checkpoint
 from bridle.train.feed import Rows, Steps, feed
 from bridle.train.log import RunLog
+from bridle.train.memory import SAVE_MEMORY, is_out_of_memory
 from bridle.train.parallel import ALONE, World, any_rank, gather
 from bridle.train.probe import Obedience, Probe, interval
 from bridle.train.regime import SMALL_DATA, Phase, next_switch
@@ -175,6 +176,17 @@ class _Run:
 
     def go(self, force: bool) -> Outcome:
         try:
+            return self._go(force)
+        except (RuntimeError, MemoryError) as error:  # in a step it has an answer of its own
+            if not is_out_of_memory(error):
+                raise
+            where = f"the last checkpoint is intact; {SAVE_MEMORY}"
+            raise TrainError(f"out of memory after step {self.step}, outside of a forward pass: {where}") from error
+        finally:
+            self.trainer.give_back()
+
+    def _go(self, force: bool) -> Outcome:
+        try:
             self._begin(force)
             reason = self._until_the_end()
         except (
@@ -194,12 +206,18 @@ class _Run:
     def _begin(self, force: bool) -> None:
         forced = self._restore(force)
         self.saved = self.first = self.step
-        self.log = RunLog(self.folder, self.step, self.settings.tensorboard) if self.world.main else None
+        known = self.step if checkpoint.newest(self.folder / CHECKPOINTS) else -1
+        probed = {row["step"] for row in self.watch.rows}
+        self.log = RunLog(self.folder, known, probed, self.settings.tensorboard) if self.world.main else None
         if self.log:
             for write in self.unlogged:
                 write(self.log)
         if forced:
             self._tell("forced", f"going on although {forced}")
+        after = self.settings.unlock_after
+        if self.settings.regime == "large" and after != "auto" and after >= self.settings.steps > self.step:
+            never = f"train.unlock_after is {after}, train.steps {self.settings.steps}: the base stays locked"
+            self._tell("warning", f"train.regime is 'large', but {never}")
         self.hands.progress(self.step, None)
 
     def _until_the_end(self) -> str:

@@ -16,6 +16,8 @@ AVAILABLE = re.compile(r"MemAvailable:\s+(\d+) kB")
 MEMORY, CONTAINER = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of <malloc.h>
 LARGE_BYTES = 2**20
+MMAP_MAX, TRIM_BYTES = 2**16, 2**17  # what the C library begins with
+SAVE_MEMORY = "lower data.size_px, or set machine.gradient_checkpointing, train.optimizer 'adamw8bit' or --memory"
 # PyTorch's allocator for the CPU raises a plain RuntimeError; these are its words on Linux and macOS, and on Windows.
 # So do CUDA and its libraries, which take memory of their own beside the allocator's.
 OUT_OF_MEMORY = re.compile(
@@ -58,6 +60,8 @@ def return_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
+        mallopt(M_MMAP_MAX, MMAP_MAX)  # an earlier run of this process may have kept all
+        mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
         mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
 
 

@@ -29,7 +29,7 @@ from bridle.control.text import Text
 from bridle.control.unet import UNetControl
 from bridle.errors import TrainError
 from bridle.kernels import native
-from bridle.kernels.attention import choose_attention
+from bridle.kernels.attention import choose_attention, restore_attention
 from bridle.kernels.layout import keep_last, pays
 from bridle.kernels.precision import TYPES, choose_precision, computing
 from bridle.kernels.quicken import quicken, speeds_up, trained_products, turn_weights
@@ -40,7 +40,7 @@ from bridle.train.draws import Draws
 from bridle.train.feed import Rows
 from bridle.train.lighten import channels_from_below, lighten_decoder, refuse_skips
 from bridle.train.loss_scale import LossScale
-from bridle.train.memory import is_out_of_memory, set_gradient_checkpointing, settle_freed_memory
+from bridle.train.memory import SAVE_MEMORY, is_out_of_memory, set_gradient_checkpointing, settle_freed_memory
 from bridle.train.objective import add_noise, loss_per_sample, loss_weights, sample_posterior, target
 from bridle.train.optim import clip, halve_gradients, make_optimizer, optimizer_state, restore_optimizer
 from bridle.train.parallel import ALONE, World, full, gather, mean, reducing, share, wrap
@@ -272,6 +272,8 @@ class Trainer:
             for parameter in part.values():
                 parameter.requires_grad_(True)
         self.undo()
+        if hasattr(self, "optimizer"):
+            self._end_optimizer()
         products: dict[nn.Parameter, Working] = {}  # trained weights whose gradients are products in bfloat16
         if isinstance(self.control, UNetControl):
             self.undo, products = self._speed_up()
@@ -340,6 +342,22 @@ class Trainer:
         self.undo()
         self.lent.close()
         self.recorded = None
+        if hasattr(self, "optimizer"):
+            self._end_optimizer()
+
+    def give_back(self) -> None:
+        """Leave the base's weights as they were found; what was learned of them is the averaged control's `base_delta`.
+
+        After this nothing can be trained or averaged any more.
+        """
+        self.denoiser.requires_grad_(False)
+        copy_into(self._unlocked(), self.original)
+        restore_attention(self.average)
+
+    def _end_optimizer(self) -> None:
+        """Gradients of its weights are float32 again, for whoever trains them next."""
+        self.optimizer.zero_grad(set_to_none=True)
+        halve_gradients(self.optimizer, on=False)
 
     def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
         return trained_parts(self.inner, self.phase, unlocks(self.settings))
@@ -358,9 +376,8 @@ class Trainer:
 
     def _halve(self) -> None:
         """Go on with half as many pairs per forward pass. Raises: TrainError: one is too many, or others wait."""
-        remedy = "lower data.size_px, or set machine.gradient_checkpointing, train.optimizer 'adamw8bit' or --memory"
         if self.micro == 1:
-            raise TrainError(f"out of memory with one pair per forward pass; {remedy}")
+            raise TrainError(f"out of memory with one pair per forward pass; {SAVE_MEMORY}")
         if self.world.size > 1:  # the other processes are in the middle of an exchange with this one
             least = f"train.batch to {self.micro // 2} and train.accumulate accordingly"
             raise TrainError(f"process {self.world.rank} ran out of memory; set {least}, and start again: it goes on")
@@ -396,7 +413,7 @@ class Trainer:
         """
         if self.recorded is not None:
             self.recorded.forget()  # it would hold a step's memory while pictures are drawn
-        base = {name: parameter for name, parameter in self.trained.items() if name.startswith("base.")}
+        base = self._unlocked()
         trained = {name: parameter.detach().clone() for name, parameter in base.items()}
         self._collect()
         self.average.base_delta = {} if self.sharded else self.base_delta()
@@ -405,6 +422,10 @@ class Trainer:
             yield self.average
         finally:
             copy_into(base, trained)
+
+    def _unlocked(self) -> dict[str, nn.Parameter]:
+        """What is trained of the base."""
+        return {name: parameter for name, parameter in self.trained.items() if name.startswith("base.")}
 
     def complete(self, control: Control) -> None:
         """Make the control that `averaged` gives ready for saving: all ranks must ask."""
@@ -435,7 +456,7 @@ class Trainer:
     def _weights(self) -> dict[str, Tensor]:
         """Of the control all, of the base what is trained."""
         control = {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
-        return control | {name: tensor.detach() for name, tensor in self.trained.items() if name.startswith("base.")}
+        return control | {name: tensor.detach() for name, tensor in self._unlocked().items()}
 
     def _own_averages(self) -> dict[str, Tensor]:
         """Those that are not the weights themselves."""
@@ -463,18 +484,29 @@ class Trainer:
             )
         self.phase, self.joined = facts["phase"], dict(facts["joined"])
         self._open(max(self.joined.values()))
+        self._check_trained(tensors)
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
         self.fits = facts["fits"]
         if self.scale.on:
             self.scale.state = facts["loss_scale"]
         self.lies_last = self.lies_last and self._lies_last()
         copy_into(self._weights(), tensors)
-        copy_into(self._own_averages(), {name: tensors[of_average(name)] for name in self._own_averages()})
+        # Where there was none until now, it begins as the weights.
+        averages = {name: tensors.get(of_average(name), tensors[name]) for name in self._own_averages()}
+        copy_into(self._own_averages(), averages)
         optimizer = {name[len(OPTIMIZER) :]: tensor for name, tensor in tensors.items() if name.startswith(OPTIMIZER)}
         for name, tensor in optimizer.items():
             weight = self.trained[name.rpartition(".")[0]]
             optimizer[name] = spread(tensor, weight) if tensor.shape == weight.shape else tensor
         restore_optimizer(self.optimizer, self.names, optimizer)
+
+    def _check_trained(self, tensors: Mapping[str, Tensor]) -> None:
+        """Raises: TrainError: of the base other weights were trained than would be from now on."""
+        before, now = ({name for name in names if name.startswith("base.")} for names in (tensors, self.trained))
+        if before != now:
+            trained = f"{len(before)} of the base's weights, and would go on with {len(now)}"
+            remedy = "set train.regime and train.unlock back to what they were, or start a run in another folder"
+            raise TrainError(f"this run cannot go on: it has trained {trained}; {remedy}")
 
 
 def of_average(name: str) -> str:
