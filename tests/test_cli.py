@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -301,3 +302,32 @@ def test_annotating_a_real_picture_answers_in_json(call: Call, tmp_path: Path) -
     assert (status, err) == (0, "")
     with Image.open(json.loads(out)["hint"]) as hint:
         assert hint.size == (32, 32)
+
+
+def test_a_folder_may_have_any_name_and_has_to_have_one(
+    call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bridle.run.training.load_base", lambda where, **options: None)
+    folder = tmp_path / '🍎 "pics"'
+    folder.mkdir()
+    check_one_line(call("train", "--data", str(folder), "--out", str(tmp_path / "run")), f"{folder} holds no pictures")
+    check_one_line(call("train"), "setting data.folder is missing; add it, or use --set data.folder=...")
+    check_one_line(call("train", "--set", "data.folder="), "setting data.folder is ''; expected")
+
+
+def test_what_cannot_be_written_is_one_line(call: Call, tmp_path: Path) -> None:
+    Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
+    (tmp_path / "folder").mkdir()
+    for out in ("folder", "picture.png/hint.png", "n" * 300 + ".png"):
+        result = call("annotate", str(tmp_path / "picture.png"), str(tmp_path / out))
+        check_one_line(result, "cannot be read or written", "give another path")
+    long = tmp_path / ("n" * 250 + ".png")
+    assert CliRunner().invoke(app, ["annotate", str(tmp_path / "picture.png"), str(long)]).exit_code == 0
+    assert long.exists()
+
+
+def test_a_console_that_lacks_letters_gets_others() -> None:
+    script = "import sys; from bridle import cli; cli.app = lambda: print('│ 16 × 1 │'); cli.main()"
+    told = {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | told, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("? 16 ? 1 ?\n", "")

@@ -165,3 +165,7 @@ def test_text_that_toml_cannot_hold_is_refused_before_a_file_is_written(tmp_path
 def test_a_none_that_would_be_read_back_as_something_else_is_our_own_bug() -> None:
     with pytest.raises(AssertionError, match="steps"):
         dump(Train(steps=None))
+
+
+def test_a_file_may_begin_as_some_editors_begin_it(tmp_path: Path) -> None:
+    assert read(Train, written(tmp_path, "\ufeffsteps = 7\n"), []).steps == 7

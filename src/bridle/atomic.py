@@ -6,11 +6,13 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+SHORT = 40  # letters of a name that a temporary one begins with: the longest that are allowed leave no room for more
+
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, make it durable, and move it into place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:SHORT]}.", suffix=path.suffix)
     os.close(handle)
     temporary = Path(name)
     try:
@@ -40,7 +42,7 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> None:
     For many files that can be made again: they are not made durable one by one, so a power cut may empty some.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name[:SHORT]}."))
     try:
         fill(temporary)
         temporary.chmod(0o755)  # mkdtemp makes folders that only their owner can open

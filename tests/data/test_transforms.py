@@ -1,5 +1,6 @@
 """Picture and hint go through the same geometry, and thin lines survive it."""
 
+import cv2
 import numpy as np
 import pytest
 
@@ -58,3 +59,16 @@ def test_settings_decide_what_is_drawn() -> None:
     assert len({geometry.position for geometry in drawn}) == 20
     assert {geometry.flip for geometry in drawn} == {False, True}
     assert {draw_geometry(np.random.default_rng(seed), "center", False) for seed in range(20)} == {CENTER}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_hint_whose_shape_was_rounded_lies_on_its_image(turned: bool) -> None:
+    """By a tool that works in multiples of 64: 512 x 504 px became 512 x 512."""
+    image = np.zeros((504, 512, 3), np.uint8)
+    image[:, 16:20] = 255
+    image[400:404] = 255
+    hint = cv2.resize(image, (512, 512), interpolation=cv2.INTER_NEAREST)
+    if turned:
+        image, hint = image.swapaxes(0, 1), hint.swapaxes(0, 1)
+    fitted, placed = fit(np.ascontiguousarray(image), np.ascontiguousarray(hint), 504)
+    assert (fitted != placed).mean() < 0.01

@@ -103,3 +103,15 @@ def test_every_measure_of_a_condition_is_in_the_table_and_knows_what_is_better()
         hint, other = (classes(0, 1, 2, 3), classes(3, 2, 1, 0))
         row = MEASURES[name]
         assert row.better_by(row.compute(hint, hint, 1), row.compute(hint, other, 1)) > 0
+
+
+def test_edges_are_compared_as_edges_though_shrinking_made_grey_of_them_and_soft_ones_never() -> None:
+    sharp = np.zeros((32, 32, 1), np.uint8)
+    sharp[8] = 255
+    grey = np.where(sharp > 0, 200, 30).astype(np.uint8)
+    for condition in ("canny", "scribble"):
+        names = choose_measures(condition, [grey])
+        assert names == ("f1", "f1_strict", "ssim")
+        assert measure(names, grey, sharp)["f1_strict"] == 1
+    assert choose_measures("files", [grey]) == ("ssim",)
+    assert choose_measures("soft_edge", [sharp]) == ("ssim",)
