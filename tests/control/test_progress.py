@@ -103,8 +103,8 @@ def test_rounded_timesteps_and_second_calls_are_told_apart() -> None:
 @pytest.mark.parametrize("timestep", [torch.tensor([1, 2]), torch.empty(0)])
 def test_a_call_of_no_one_timestep_is_all_of_the_sampling(stock: Any, timestep: Any) -> None:
     stock.scheduler.set_timesteps(4)
-    assert Progress(stock).locate(timestep) == Place(0.0, 1.0)
+    assert Progress(stock).locate(timestep) == Place(0.0, 1.0, known=False)
 
 
 def test_without_a_scheduler_every_call_is_all_of_the_sampling() -> None:
-    assert Progress(object()).locate(500) == Place(0.0, 1.0)
+    assert Progress(object()).locate(500) == Place(0.0, 1.0, known=False)

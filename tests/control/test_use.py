@@ -293,3 +293,35 @@ def test_reins_of_one_control_share_its_pass_and_add_what_they_would_alone(
     assert len(wanted) == 4
     assert passes == [4 + 2 + 2, 6]
     assert close(found, sum(wanted[1:], wanted[0]).links)
+
+
+def test_where_nobody_says_at_which_step_a_call_is_a_schedule_is_refused(control: Control) -> None:
+    nowhere = Place(known=False)
+    assert pull(Rein("edge", control).set(hint=HINT), 2, Unguided, nowhere) is not None
+    schedules: list[dict[str, Any]] = [{"end": 0.8}, {"start": 0.1}, {"keyframes": [(0, 1), (1, 0.5)]}]
+    for schedule in schedules:
+        with pytest.raises(ConfigError, match=r"nothing says where in the sampling .*attach to the pipeline"):
+            pull(Rein("edge", control).set(hint=HINT, **schedule), 2, Unguided, nowhere)
+
+
+def test_a_hint_is_encoded_again_once_the_control_has_learned(control: Control) -> None:
+    rein = Rein("edge", control).set(hint=HINT)
+    before = pull(rein, 2)
+    with torch.no_grad():
+        for weight in control.controlnet_cond_embedding.parameters():
+            weight.mul_(2)
+    after, fresh = pull(rein, 2), pull(Rein("edge", control).set(hint=HINT), 2)
+    assert before is not None
+    assert fresh is not None
+    assert close(after, fresh.links)
+    assert not close(after, before.links)
+
+
+def test_a_control_of_an_unlocked_base_changes_it_once_however_often_it_is_attached(
+    stock: StableDiffusionPipeline, control: Control
+) -> None:
+    control.base_delta = {"conv_out.weight": torch.ones_like(stock.unet.conv_out.weight)}
+    before = stock.unet.conv_out.weight.detach().clone()
+    with attach(stock, left=control, right=control):
+        assert torch.equal(stock.unet.conv_out.weight, before + 1)
+    assert torch.equal(stock.unet.conv_out.weight, before)

@@ -337,3 +337,6 @@ def test_a_value_too_large_for_the_type_is_refused(source: Path) -> None:
     save_file(OURS | {"conv_in.bias": torch.full((32,), 1e6)}, source / WEIGHTS)
     with pytest.raises(FileError, match=r"conv_in.bias in .* has values too large for torch.float16"):
         convert(source, source.parent / "out.safetensors", "official", dtype="float16")
+    with pytest.raises(FileError, match="too large"):
+        convert(source, source.parent / "out", "diffusers", dtype="float16")
+    assert not (source.parent / "out").exists()

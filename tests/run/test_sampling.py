@@ -17,6 +17,7 @@ from bridle import config
 from bridle.data.annotate import get_annotator
 from bridle.data.transforms import fit_hint, fit_image
 from bridle.errors import ConfigError, DataError, FileError, SampleError
+from bridle.files.convert import convert
 from bridle.files.weights import load_control, save_control
 from bridle.kernels.precision import choose_precision
 from bridle.run.recipes import read_recipe, warn_of_changes
@@ -274,3 +275,31 @@ def test_annotating_a_file_writes_the_hint_at_the_pictures_own_size(pictures: Pa
     annotate_file(pictures / "5.png", out, name)
     assert np.array_equal(pixels(out), get_annotator(name)(pixels(pictures / "5.png")))
     assert read_settings(out) == {"image": str(pictures / "5.png"), "annotator": name}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("folder.png", "is a folder"), ("picture.jpg", "ends on .png"), ("file/picture.png", "lies beneath a file")],
+)
+def test_where_no_picture_can_be_written_none_is_drawn(
+    done: Done, hint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, said: str
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr("bridle.run.sampling.load_base", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(SampleError, match=said):
+        draw(done, tmp_path / name, hint=hint)
+
+
+def test_a_difference_to_the_base_is_drawn_with(done: Done, strong: Path, hint: Path, tmp_path: Path) -> None:
+    convert(strong, tmp_path / "difference.safetensors", "difference", base=done.settings.base)
+    wanted = draw(done, tmp_path / "a.png", control=strong, hint=hint)
+    found = draw(done, tmp_path / "b.png", control=tmp_path / "difference.safetensors", hint=hint)
+    assert np.abs(pixels(found[0]).astype(int) - pixels(wanted[0])).max() <= 2
+
+
+@pytest.mark.parametrize("controls", ["controls = 3\n", "controls = ['ctl']\n", "[controls]\nfile = 'a'\n"])
+def test_controls_are_tables(controls: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.toml").write_text("prompt = 'a'\n" + controls)
+    with pytest.raises(ConfigError, match=r"setting controls is .*; expected tables, each under \[\[controls\]\]"):
+        read_recipe(tmp_path / "recipe.toml", None, {"scale": 0.5})

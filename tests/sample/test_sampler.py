@@ -1,5 +1,6 @@
 """A picture is the same alone and in a batch, under every scheduler, and a request that does not add up is refused."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -339,3 +340,20 @@ def test_reconstruction_goes_through_the_autoencoder(base: Base) -> None:
         decoded = vae.decode(vae.encode(pixels).latent_dist.mean).sample[0].clamp(-1, 1)
     expected = ((decoded.permute(1, 2, 0) + 1) * 127.5).round().numpy()
     assert np.abs(picture - expected).max() <= 1
+
+
+def test_two_threads_with_one_base_wait_for_each_other_and_leave_nothing_behind(base: Base, control: Control) -> None:
+    rows = [slice(0, 1), slice(1, 2)]
+    alone = [draw(base, control, one) for one in rows]
+    with ThreadPoolExecutor(2) as threads:
+        together = list(threads.map(lambda one: draw(base, control, one), rows))
+    for found, wanted in zip(together, alone, strict=True):
+        assert distance(found, wanted) == 0
+    assert not [name for name, module in base.denoiser.named_modules() if "forward" in vars(module)]
+
+
+def test_a_picture_of_no_numbers_is_an_error(base: Base, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:
+    decode = base.pipeline.vae.decode
+    monkeypatch.setattr(base.pipeline.vae, "decode", lambda *a, **k: (decode(*a, **k)[0] * float("nan"),))
+    with pytest.raises(SampleError, match="no numbers: set precision"):
+        draw(base, control)

@@ -89,7 +89,8 @@ def test_a_users_own_files_among_a_runs_are_left_alone(new_run: Any) -> None:
     (run.folder / "previews").mkdir(exist_ok=True)
     mine = run.folder / "previews" / "step-00000009 copy.png"
     mine.write_bytes(b"")
-    (run.folder / "events.jsonl").open("a").write('{"kind": "note"}\n')
+    events = run.folder / "events.jsonl"
+    events.write_text(events.read_text() + '{"kind": "note"}\n')
     assert run.start().finished
     assert mine.exists()
 

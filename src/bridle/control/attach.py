@@ -39,7 +39,7 @@ class Rig:
         self.first = next(iter(controls.values()))  # any of them: all are of one family
         self.progress = Progress(pipeline)
         with ExitStack() as undo:  # should one fail, what came before it is undone
-            for control in controls.values():
+            for control in {id(control): control for control in controls.values()}.values():  # with two hints, once
                 undo.callback(apply_delta(self.denoiser, control.base_delta))
             undo.callback(self.first.steer(self.denoiser, self._pull_all))
             self._undo = undo.pop_all()

@@ -15,13 +15,15 @@ class Place:
     """Of one call.
 
     Attributes:
-        begin, finish: the share of the steps that the call's step covers; all of it where that cannot be told.
+        begin, finish: the share of the steps that the call's step covers.
         again: how many calls this step has had before, of a pipeline that guides by a second call.
+        known: whether that could be told.
     """
 
     begin: float = 0.0
     finish: float = 1.0
     again: int = 0
+    known: bool = True
 
 
 class Progress:
@@ -43,7 +45,7 @@ class Progress:
         steps = getattr(getattr(self.pipeline, "scheduler", None), "timesteps", None)
         told = torch.as_tensor(timestep).detach().to("cpu", torch.float64).flatten()
         if not isinstance(steps, Tensor) or not len(steps) or not len(told) or bool((told != told[0]).any()):
-            return Place()
+            return Place(known=False)
         fresh = steps is not self._steps
         if fresh:
             self._told = steps.detach().to("cpu", torch.float64)

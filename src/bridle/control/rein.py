@@ -38,6 +38,7 @@ class Rein:
         self._hint: Tensor | None = None
         self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
         self._features: Tensor | None = None
+        self._encoder: Any = None  # what they were encoded with
 
     def set(
         self,
@@ -75,6 +76,10 @@ class Rein:
 
     def ask(self, call: Call, pipeline: Any, place: Place) -> Pull | None:
         """What is to be computed for it in a call; None where it does not act."""
+        if not place.known and self.strength.changes:
+            what = f'control "{self.name}" is to act by start, end or keyframes'
+            remedy = "attach to the pipeline that samples, or leave them out"
+            raise ConfigError(f"{what}, but nothing says where in the sampling this call lies: {remedy}")
         if not self.hold:
             self.held = None
         factor = self.strength.at(place.begin, place.finish)
@@ -108,9 +113,15 @@ class Rein:
         self.control.check_hint(self._prepared, call)
         if torch.is_grad_enabled():
             return self.control.encode(self._prepared)
-        if self._features is None:
-            self._features = self.control.encode(self._prepared)
+        encoder = state_of(self.control)
+        if self._features is None or self._encoder != encoder:
+            self._features, self._encoder = self.control.encode(self._prepared), encoder
         return self._features
+
+
+def state_of(control: Control) -> list[tuple[int, int]]:
+    """What tells when a control's weights have changed; of those that inference mode made, nothing does."""
+    return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in control.parameters()]
 
 
 def guess_mode(guess: str | None, weights: Any, half: Any) -> dict[str, Any]:

@@ -85,6 +85,11 @@ class Strength:
         check_weights(self.weights)
         check_keyframes(self.keyframes)
 
+    @property
+    def changes(self) -> bool:
+        """Whether it is not the same in all steps."""
+        return self.start > 0 or self.end < 1 or bool(self.keyframes)
+
     def at(self, begin: float, finish: float) -> float:
         """The factor in a step that covers [begin, finish] of the sampling; 0 where the control does not act."""
         if begin < self.start or finish > self.end:

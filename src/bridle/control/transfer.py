@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bridle.control.control import Control, denoiser_of
+from bridle.control.delta import parameters_of
 from bridle.errors import ConfigError
 
 
@@ -30,7 +31,7 @@ def transfer(control: Control, source: nn.Module, target: nn.Module) -> Control:
     for base, name in ((before, "source"), (after, "target")):
         control.check_fit(base, f"the control, for its {name},")
     moved = copy.deepcopy(control)
-    copied = list(copied_weights(moved, dict(before.named_parameters()), dict(after.named_parameters())))
+    copied = list(copied_weights(moved, parameters_of(before), parameters_of(after)))
     if not copied:
         remedy = "train one on the target"
         raise ConfigError(f"{control.CLASS} shares no weight with the base by name, so none can be moved: {remedy}")

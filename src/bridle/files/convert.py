@@ -86,7 +86,11 @@ def convert(
     facts = control.facts | {"source": {file.name: hash_file(file, meter.add) for file in files}}
     delta = find_delta(control)
     if to == "diffusers":
-        return write_folder(control, weights, facts, out, delta, meter)
+        try:
+            return write_folder(control, weights, facts, out, delta, meter)
+        except BaseException:
+            shutil.rmtree(out, ignore_errors=True)  # it was not there before, and would be in the way of another try
+            raise
     named = arrange(control, weights, to, unet, meter)
     whole = to == "official" and unet is not None
     if whole:

@@ -111,7 +111,8 @@ def find_folder(path: Path) -> Path | None:
             raise FileError(f"{path} is a pipeline, not a control; give a control{inner}")
         find_weights(path)
         return path
-    return path.parent if path.name.startswith(WEIGHTS) and (path.parent / CONFIG).exists() else None
+    own = path.name.startswith(Path(WEIGHTS).stem)  # with ".fp16" in it as well
+    return path.parent if own and (path.parent / CONFIG).exists() else None
 
 
 def find_shape(

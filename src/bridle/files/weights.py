@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bridle.atomic import write_text, write_with
 from bridle.control.control import Control, control_class
-from bridle.errors import ConfigError, FileError
+from bridle.errors import FileError
 from bridle.files.base import open_unet
 from bridle.files.kinds import DIFFERENCE
 from bridle.files.read import METADATA_KEY, open_control, read_facts
@@ -68,7 +68,7 @@ def load_control(
         found = found.with_base(open_unet(base, found.shape) if base is not None else None)
     try:
         control = build(found.config, found.facts)
-    except (TypeError, ValueError, ConfigError) as error:  # diffusers' own, and ours for what only the metadata says
+    except Exception as error:  # of any kind, whatever a damaged one makes diffusers stumble over
         raise FileError(f"the configuration of {path} is damaged ({first_line(error)}); copy it again") from None
     assign(control, found.weights.checked())
     if "base_delta" in found.facts:

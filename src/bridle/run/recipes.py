@@ -41,7 +41,10 @@ def read_recipe(
     of_control = {CONTROL_FLAGS[name]: value for name, value in given.items() if name in CONTROL_FLAGS}
     table |= {name: value for name, value in given.items() if name not in CONTROL_FLAGS}
     if of_control:
-        table["controls"] = [change_control(table.get("controls", []), of_control)]
+        controls = table.get("controls", [])
+        if not isinstance(controls, list) or not all(isinstance(one, dict) for one in controls):
+            raise ConfigError(f"setting controls is {controls!r}; expected tables, each under [[controls]]")
+        table["controls"] = [change_control(controls, of_control)]
     return config.build(Recipe, config.overlay(table, overrides))
 
 
@@ -55,7 +58,7 @@ def read_file(path: Path) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"recipe {path} cannot be read: {error.strerror}; give a .toml or .json file") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"recipe {path} is not valid JSON: {error}; correct that place") from None
     if not isinstance(table, dict):
         raise ConfigError(f"recipe {path} holds {table!r}; expected an object with prompt and so on")
@@ -69,7 +72,8 @@ def recipe_of(settings: Mapping[str, Any], path: Path) -> dict[str, Any]:
     if not {"prompt", "seed", "scheduler"} <= settings.keys():
         raise SampleError(f"picture {path} was not drawn by `bridle sample`; give one that was, or a recipe")
     table = {"precision": "fp32"} | {name: settings[name] for name in OLD if name in settings}
-    table["base"] = "embedded" if str(table["base"]).startswith("embedded/") else table["base"]
+    base = str(table.get("base", EMBEDDED))
+    table["base"] = EMBEDDED if base.startswith(f"{EMBEDDED}/") else base
     if "control" in settings:
         table["controls"] = [{key: settings[name] for name, key in CONTROL_FLAGS.items() if name in settings}]
     return table

@@ -14,6 +14,7 @@ from bridle.base.load import load_base, pick_device
 from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.data.picture import read_hint, read_picture
+from bridle.errors import SampleError
 from bridle.files.weights import load_control
 from bridle.kernels.precision import TYPES, choose_precision
 from bridle.run.recipes import digest
@@ -31,10 +32,11 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
 
     Raises: SampleError, DataError, HintError, BaseError, FileError: the recipe asks for what is not there.
     """
+    check_out(out)
     device = torch.device(pick_device("auto"))
     precision = choose_precision(recipe.precision, device)
     recipe = dataclasses.replace(recipe, precision=precision)
-    controls = [load_control(one.file) for one in recipe.controls]
+    controls = [load_control(one.file, base=recipe.base) for one in recipe.controls]
     exact = any(control.base_delta for control in controls)  # what an unlocked base has learned, 16 bits would lose
     dtype = torch.float32 if exact else TYPES[precision]
     model = load_base(recipe.base, device=str(device), dtype=dtype)
@@ -55,6 +57,16 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
         made = to_table(dataclasses.replace(recipe, seed=seed))
         save_picture(drawn[0], path, {**facts, "seed": seed, "recipe": made})
     return paths
+
+
+def check_out(out: Path) -> None:
+    """Raises: SampleError: no picture can be written there; better known before it is drawn."""
+    if out.suffix.lower() != ".png":
+        raise SampleError(f"picture would be written to {out}; expected a name that ends on .png, which keeps a recipe")
+    if out.is_dir():
+        raise SampleError(f"picture would be written to {out}, which is a folder; give the name of a file in it")
+    if any(parent.is_file() for parent in out.parents):
+        raise SampleError(f"picture would be written to {out}, which lies beneath a file; give another path")
 
 
 def describe(recipe: Recipe, model: Base) -> dict[str, Any]:

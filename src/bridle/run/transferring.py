@@ -22,7 +22,7 @@ def transfer_file(control: Path, source: str, target: str, out: Path) -> int:
     """
     if out.exists():
         raise FileError(f"{out} exists already; give a name that is free")
-    before = load_control(control)
+    before = load_control(control, base=source)
     moved = transfer(before, load_base(source).pipeline, load_base(target).pipeline)
     facts = read_metadata(control)
     save_control(moved, out, facts | {"base": target, "transferred_from": facts.get("base", source)})

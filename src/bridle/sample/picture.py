@@ -122,7 +122,7 @@ def _parameters(settings: Mapping[str, Any], image: np.ndarray) -> str:
 def _parse(text: str, path: Path) -> dict[str, Any]:
     try:
         settings = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SampleError(f"the settings in picture {path} are damaged ({error}); use the original file") from None
     if not isinstance(settings, dict):
         raise SampleError(f"the settings in picture {path} are {settings!r}; expected a table, use the original file")

@@ -7,7 +7,9 @@ more than a level of 256.
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from threading import RLock
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,6 +29,8 @@ from bridle.sample.recall import SPEEDS, recalled
 from bridle.sample.scheduler import set_scheduler
 from bridle.sample.settings import SampleSettings
 from bridle.sample.steering import Init, Steering
+
+LOCKS: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,6 @@ def generate(
     """
     steering = settle(control, hints, settings)
     check_numbers(steering, prompts, negative_prompts, seeds)
-    set_scheduler(base, settings.scheduler)
     all_hints = [*hints, *(hint for one in steering.values() for hint in one.hints)]  # also without control: their size
     size_px = pick_size(base, all_hints, init, size_px)
     if init is not None and int(settings.steps * init.strength) < 1:
@@ -79,10 +82,12 @@ def generate(
     pictures = []
     precision = choose_precision(settings.precision, base.device, base.denoiser.dtype)
     with (
+        lock_of(base),
         computing(precision, base.device) if casts(base, precision) else nullcontext(),
         exempt(base.encoders) if precision == "fp16" else nullcontext(),
         hasten(base.pipeline, *(one.control for one in steering.values())),
     ):
+        set_scheduler(base, settings.scheduler)
         for rows in batches(base, len(prompts), negative_prompts, settings.batch):
             batch = Batch(
                 prompts=prompts[rows],
@@ -92,6 +97,11 @@ def generate(
             )
             pictures += draw(base, batch, settings, size_px, init, on_step)
     return pictures
+
+
+def lock_of(base: Base) -> Any:
+    """Of two threads that draw with one base the second waits: what hastens and steers it, all calls of it see."""
+    return LOCKS.setdefault(base.denoiser, RLock())
 
 
 def batches(base: Base, count: int, negative_prompts: Sequence[str] | None, most: int) -> Iterator[slice]:
@@ -169,6 +179,9 @@ def draw(
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
         with inpaintable(pipeline, init):
             output = pipeline(**arguments(pipeline, init, batch.prompts, size_px, how), generator=generators)
+        if not np.isfinite(output.images).all():
+            remedy = "set precision to 'bf16' or 'fp32', or look for NaN among the weights"
+            raise SampleError(f"picture holds values that are no numbers: {remedy}")
         pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
         return pictures if init is None else [init.keep(picture) for picture in pictures]
 
