@@ -10,6 +10,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from bridle.errors import TrainError
 from bridle.train.log import read_rows
 from bridle.train.optim import DenseAdamW
+from bridle.train.probe import Probe
 from bridle.train.trainer import Trainer
 
 
@@ -112,6 +113,14 @@ def test_what_memory_allowed_is_remembered(new_run: Any, monkeypatch: pytest.Mon
     assert set(tried) == {2}
 
 
+def test_probes_have_no_more_pairs_in_a_pass_than_memory_holds(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    forget_memory(monkeypatch, most=2)
+    read, batches = Probe.read, []
+    monkeypatch.setattr(Probe, "read", lambda self, *rest: batches.append(self.batch) or read(self, *rest))
+    new_run("run", batch=4, accumulate=1).start()
+    assert batches == [4, 2, 2, 2]  # the first one before any step
+
+
 def test_one_pair_that_does_not_fit_is_an_error_with_a_remedy(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_memory(monkeypatch, most=0)
     with pytest.raises(TrainError, match=r"out of memory with one pair per forward pass; .*gradient_checkpointing"):
@@ -149,6 +158,35 @@ def processors(model: Any) -> list[Any]:
     return [module.processor for module in model.modules() if hasattr(module, "processor")]
 
 
+def test_out_of_memory_while_the_base_is_unlocked_is_an_error_and_leaves_it_as_it_was(
+    new_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone, switch = torch.Tensor.clone, Trainer.switch
+    copied: list[int] = []
+
+    def fail_half_way(tensor: torch.Tensor) -> torch.Tensor:
+        copied.append(tensor.numel())
+        if len(copied) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return clone(tensor)
+
+    def unlock(self: Trainer, *args: Any) -> None:
+        monkeypatch.setattr(torch.Tensor, "clone", fail_half_way)
+        try:
+            switch(self, *args)
+        finally:
+            monkeypatch.setattr(torch.Tensor, "clone", clone)
+
+    monkeypatch.setattr(Trainer, "switch", unlock)
+    base = tiny.make_base()
+    before = {name: weight.clone() for name, weight in base.denoiser.state_dict().items()}
+    with pytest.raises(TrainError, match=r"out of memory after step 1, .*the last checkpoint is intact"):
+        new_run("run", regime="large", unlock_after=1).start(base=base)
+    assert len(copied) == 6
+    assert all(torch.equal(weight, before[name]) for name, weight in base.denoiser.state_dict().items())
+    assert not any(weight.requires_grad for weight in base.denoiser.parameters())
+
+
 def test_what_breaks_a_run_off_leaves_the_base_as_it_was(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tiny.make_base()
     before = {name: weight.clone() for name, weight in base.denoiser.state_dict().items()}
@@ -159,15 +197,25 @@ def test_what_breaks_a_run_off_leaves_the_base_as_it_was(new_run: Any, monkeypat
     assert all(torch.equal(weight, before[name]) for name, weight in base.denoiser.state_dict().items())
 
 
-@pytest.mark.parametrize("changes", [{"unlock": "all"}, {"regime": "standard", "unlock": None}])
-def test_a_base_that_was_unlocked_stays_so_in_a_continuation(new_run: Any, changes: dict[str, Any]) -> None:
-    run = new_run("run", regime="large", unlock="decoder", unlock_after=1)
-    run.start(stop_at=3)
-    if changes["unlock"] is None:  # of the decoder alone, which is what "standard" would name as well
-        run = new_run("other", regime="large", unlock="all", unlock_after=1)
-        run.start(stop_at=3)
-    with pytest.raises(TrainError, match=r"has trained \d+ of the base's weights, .*train.unlock back"):
-        run.start(**changes)
+@pytest.mark.parametrize(
+    ("began", "changes"),
+    [
+        ("decoder", {"unlock": "all"}),
+        ("all", {"unlock": "decoder"}),
+        ("all", {"regime": "standard", "unlock": None}),
+        ("decoder", {"regime": "standard", "unlock": None}),  # whose phases would train the same weights
+        ("decoder", {"regime": "auto", "unlock": None}),
+    ],
+)
+@pytest.mark.parametrize("force", [False, True])
+def test_a_base_that_was_unlocked_stays_so_in_a_continuation(
+    new_run: Any, began: str, changes: dict[str, Any], force: bool
+) -> None:
+    run = new_run("run", steps=3, accumulate=1, regime="large", unlock=began, unlock_after=1)
+    run.start(stop_at=2, base=tiny.make_base())
+    said = rf"has trained \d+ of the base's weights, .* train.regime back to 'large' and train.unlock back to '{began}'"
+    with pytest.raises(TrainError, match=said):
+        run.start(base=tiny.make_base(), force=force, **changes)
 
 
 def test_averages_that_are_asked_for_later_begin_as_the_weights(new_run: Any) -> None:

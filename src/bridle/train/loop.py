@@ -288,6 +288,7 @@ class _Run:
         if self.probe is None or not due or self.watch.step == self.step:
             return
         started = time.monotonic()
+        self.probe.batch = min(self.settings.batch, self.trainer.fits or self.settings.batch)
         with self.trainer.averaged() as control:
             with ExitStack() as undo:
                 undo.callback(apply_delta(self.denoiser, control.base_delta))

@@ -351,7 +351,8 @@ class Trainer:
         After this nothing can be trained or averaged any more.
         """
         self.denoiser.requires_grad_(False)
-        copy_into(self._unlocked(), self.original)
+        # Memory may have run out while the base was unlocked: then not all that was to be trained has an original.
+        copy_into({name: self.trained[name] for name in self.original}, self.original)
         restore_attention(self.average)
 
     def _end_optimizer(self) -> None:
@@ -484,7 +485,7 @@ class Trainer:
             )
         self.phase, self.joined = facts["phase"], dict(facts["joined"])
         self._open(max(self.joined.values()))
-        self._check_trained(tensors)
+        self._check_trained(tensors, facts["settings"])
         self.skipped, self.skipped_in_a_row = facts["skipped"], facts["skipped_in_a_row"]
         self.fits = facts["fits"]
         if self.scale.on:
@@ -500,12 +501,14 @@ class Trainer:
             optimizer[name] = spread(tensor, weight) if tensor.shape == weight.shape else tensor
         restore_optimizer(self.optimizer, self.names, optimizer)
 
-    def _check_trained(self, tensors: Mapping[str, Tensor]) -> None:
+    def _check_trained(self, tensors: Mapping[str, Tensor], began: Mapping[str, Any]) -> None:
         """Raises: TrainError: of the base other weights were trained than would be from now on."""
-        before, now = ({name for name in names if name.startswith("base.")} for names in (tensors, self.trained))
+        wanted = self.trained if unlocks(self.settings) else ()
+        before, now = ({name for name in names if name.startswith("base.")} for names in (tensors, wanted))
         if before != now:
             trained = f"{len(before)} of the base's weights, and would go on with {len(now)}"
-            remedy = "set train.regime and train.unlock back to what they were, or start a run in another folder"
+            back = f"train.regime back to {began['regime']!r} and train.unlock back to {began['unlock']!r}"
+            remedy = f"set {back}, or start a run in another folder"
             raise TrainError(f"this run cannot go on: it has trained {trained}; {remedy}")
 
 
