@@ -20,6 +20,7 @@ from bridle.errors import DataError, TrainError
 from bridle.files.weights import load_control, read_metadata
 from bridle.run import RunSettings, evaluate_run, read_run, train_run
 from bridle.run.settings import open_run
+from bridle.run.training import facts
 from bridle.train.checkpoint import newest, newest_precision, read_facts
 from bridle.train.log import read_rows
 from bridle.train.settings import MachineSettings
@@ -192,6 +193,8 @@ def test_an_unlocked_base_travels_with_the_control(done: Done, tmp_path: Path) -
     )
     assert all(name.startswith(("up_blocks.", "conv_norm_out.", "conv_out.")) for name in control.base_delta)
     assert read_metadata(tmp_path / "control")["unlock"] == "decoder"
+    never = replace(done.settings, train=replace(large, unlock_after=STEPS + 1))
+    assert facts(never, run.base, run.data, done.run.outcome.control, STEPS)["unlock"] == "nothing"
 
 
 def test_what_is_not_needed_may_wait_elsewhere(done: Done, tmp_path: Path) -> None:

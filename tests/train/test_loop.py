@@ -79,8 +79,16 @@ def test_what_no_checkpoint_knows_of_is_not_told_twice(new_run: Any, monkeypatch
         log.event(0, "warning", "this")
         assert [row["step"] for row in read_rows(run.folder / "probes.jsonl")] == [0] * (1 + len(known))
     RunLog(run.folder, 2, {0}).probe({"step": 2, "advantage": {"mean": 0.0}, "controllability": None})
-    RunLog(run.folder, 2, {0})
+    told = RunLog(run.folder, 2, {0})
     assert [row["step"] for row in read_rows(run.folder / "probes.jsonl")] == [0, 0]
+    kinds = ("memory", "learned", "switch", "warning")  # the first has nothing to do with a probe
+    for probed, left in (({0}, kinds[:1]), ({0, 2}, kinds)):
+        (run.folder / "events.jsonl").unlink()
+        told.probe({"step": 2, "advantage": {"mean": 0.0}, "controllability": None})
+        for kind in kinds:
+            told.event(2, kind, "this")
+        RunLog(run.folder, 2, probed)
+        assert [row["kind"] for row in read_rows(run.folder / "events.jsonl")] == list(left)
 
 
 def test_a_users_own_files_among_a_runs_are_left_alone(new_run: Any) -> None:

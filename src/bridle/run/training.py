@@ -154,11 +154,11 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
     def save(control: Control, step: int) -> None:
         from bridle.run.plot import write_plot  # here, because the first step need not wait for matplotlib
 
-        save_control(control, folder / "control", facts(settings, base, data, step))
+        save_control(control, folder / "control", facts(settings, base, data, control, step))
         write_plot(folder)
 
     def save_best(control: Control, step: int) -> None:
-        save_control(control, folder / BEST, facts(settings, base, data, step))
+        save_control(control, folder / BEST, facts(settings, base, data, control, step))
 
     pairs, probing = data.held_out(), settings.probe
     previews = Previews(base, pairs, settings.sample, folder / "previews") if pairs else None
@@ -197,7 +197,7 @@ def like_base(control: Control, base: Base) -> Control:
     return copy.deepcopy(control, halves).to(dtype)
 
 
-def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[str, Any]:
+def facts(settings: RunSettings, base: Base, data: RunData, control: Control, step: int) -> dict[str, Any]:
     """What a control file says about its making."""
     train = settings.train
     return {
@@ -210,5 +210,5 @@ def facts(settings: RunSettings, base: Base, data: RunData, step: int) -> dict[s
         "lr": train.peak_lr,
         "weighting": train.weighting,
         "regime": train.regime,
-        "unlock": unlocks(train) or "nothing",
+        "unlock": unlocks(train) if control.base_delta else "nothing",
     }

@@ -5,7 +5,7 @@ A continued run drops the rows that its checkpoint does not know of, so that non
 
 import json
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from bridle.atomic import write_text
 from bridle.errors import ConfigError
 
 METRICS, PROBES, EVENTS = "metrics.jsonl", "probes.jsonl", "events.jsonl"
+FOLLOWING = ("learned", "switch", "warning")  # kinds of events that a probe may have had follow
 SHEET = re.compile(r"step-(\d+)\.png")  # another name may be a user's own
 
 
@@ -30,10 +31,11 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._board = open_board(folder / "tensorboard", max(first_step, 0)) if tensorboard else None
+        unknown = {row.get("step") for row in read_rows(folder / PROBES)}.difference(probed)
         for name in (METRICS, PROBES, EVENTS):
             if (folder / name).exists():
                 rows = [row for row in read_rows(folder / name) if row.get("step", -1) <= first_step]
-                known = [row for row in rows if name != PROBES or row["step"] in probed]
+                known = [row for row in rows if row.get("step") not in unknown or not follows(name, row)]
                 write_text(folder / name, "".join(json.dumps(row) + "\n" for row in known))
         for sheet in (folder / "previews").glob("step-*.png"):
             if (found := SHEET.fullmatch(sheet.name)) and int(found[1]) > first_step:
@@ -70,6 +72,11 @@ class RunLog:
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, step)
+
+
+def follows(name: str, row: Mapping[str, Any]) -> bool:
+    """Whether a row of the file of that name is a probe, or what may have come of it."""
+    return name == PROBES or (name == EVENTS and row.get("kind") in FOLLOWING)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
