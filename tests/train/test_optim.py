@@ -13,7 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from bridle.errors import ConfigError, TrainError
-from bridle.train.optim import OptimizerKind, make_optimizer, optimizer_state, restore_optimizer
+from bridle.train import optim
+from bridle.train.optim import OptimizerKind, clip, make_optimizer, optimizer_state, restore_optimizer
 
 KINDS: list[OptimizerKind] = ["adamw", "adamw8bit"]
 
@@ -67,6 +68,33 @@ def test_five_steps_are_three_steps_a_file_and_two_steps(kind: OptimizerKind, tm
     take_steps(resumed, optimizer, range(3, 5))
     ends = zip(straight.parameters(), resumed.parameters(), strict=True)
     assert all(torch.equal(expected, found) for expected, found in ends)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        torch.randn(7, 5).t(),
+        torch.randn(8, 3, 3, 3).to(memory_format=torch.channels_last),  # of the same shape, however it is turned
+        torch.randn(4, 3, 2, 3, 3).to(memory_format=torch.channels_last_3d),
+        torch.randn(8, 4, 1, 1).to(memory_format=torch.channels_last),
+    ],
+)
+@pytest.mark.parametrize("loop", [True, False])
+def test_a_gradient_may_lie_in_another_order_than_its_weight(
+    weight: torch.Tensor, loop: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not loop:
+        monkeypatch.setattr(optim, "compiles", lambda parameters: False)
+    ours, plain = nn.Parameter(weight.clone()), nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
+    optimizer = make_optimizer("adamw", [{"params": [ours], "lr": 1e-2}], weight_decay=0.01)
+    reference = torch.optim.AdamW([plain], lr=1e-2, weight_decay=0.01)
+    for _ in range(3):
+        plain.grad = torch.randn(weight.shape)
+        ours.grad = plain.grad.clone()
+        clip(optimizer, [ours], most=1e9)
+        optimizer.step()
+        reference.step()
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-6)
 
 
 def test_what_joins_starts_fresh_and_what_stays_keeps_its_state_in_whatever_group(kind: OptimizerKind) -> None:

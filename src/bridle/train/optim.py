@@ -82,7 +82,7 @@ class DenseAdamW(AdamW):
             states = [self.state[parameter] for parameter in parameters]
             adamw(
                 [as_it_lies(parameter) for parameter in parameters],
-                [as_it_lies(parameter.grad) for parameter in parameters],
+                [as_it_lies(lying_like(parameter, parameter.grad)) for parameter in parameters],
                 [as_it_lies(state["exp_avg"]) for state in states],
                 [as_it_lies(state["exp_avg_sq"]) for state in states],
                 [],
@@ -126,8 +126,8 @@ def compiles(parameters: Sequence[Tensor]) -> bool:
 
 def lying_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient with its numbers in the order in which the parameter's lie."""
-    lies = as_it_lies(gradient)
-    if lies.is_contiguous() and lies.shape == as_it_lies(parameter).shape:
+    steps = zip(parameter.shape, parameter.stride(), gradient.stride(), strict=True)
+    if all(size == 1 or mine == its for size, mine, its in steps):
         return gradient
     return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 
