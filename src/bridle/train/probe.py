@@ -27,7 +27,8 @@ from bridle.train.settings import ProbeSettings, TrainSettings
 
 BANDS = 4
 ARMS = ("true", "shuffled", "empty")
-SHARE = 0.04  # of training's forward passes that probing may add: what is drawn is decoded and annotated on top
+# Of training's forward passes that probing may add: a twentieth of the time, as what is drawn is decoded and annotated.
+SHARE = 0.04
 PASSES = 3  # of base and control that one pair of an optimiser step costs: forward once, backward about twice
 
 

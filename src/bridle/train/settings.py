@@ -123,7 +123,8 @@ class ProbeSettings:
     """How training is watched; under [probe]. A probe changes no weight.
 
     Args:
-        every: steps between probes, or "auto": so that probing adds about a twentieth of the time.
+        every: steps between probes, or "auto": so that probing adds about a twentieth of the time, not counting
+            the probes before the first step and after the last.
         pairs: held-out pairs whose denoising error is measured with the true, another and no hint.
         samples: held-out pairs that are drawn and measured as `bridle evaluate` does; 0 draws none.
         steps: denoising steps of these.
