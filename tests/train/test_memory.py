@@ -111,12 +111,14 @@ def test_the_peak_stays_when_memory_is_freed_and_leaves_out_the_process_that_sta
 
 FREE = """
 import re, sys, torch
-from bridle.train.memory import return_freed_memory
+from bridle.train.memory import keep_freed_memory, return_freed_memory
 
 def resident_mb():
     return int(re.search(r"VmRSS:\\s+(\\d+)", open("/proc/self/status").read())[1]) // 1024
 
-if sys.argv[1] == "returned":
+if "kept" in sys.argv[1]:
+    keep_freed_memory()
+if "returned" in sys.argv[1]:
     return_freed_memory()
 torch.ones(2**22)
 before = resident_mb()
@@ -134,4 +136,5 @@ def test_freed_tensors_are_given_back_even_between_others_that_stay() -> None:
         return int(child.stdout)
 
     assert kept_mb("returned") < 32
+    assert kept_mb("kept, then returned") < 32
     assert kept_mb("as ever") > 128  # or there is nothing left to do

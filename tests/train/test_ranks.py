@@ -19,7 +19,7 @@ from bridle.train import checkpoint, loop, watch
 from bridle.train.draws import ids_of_step
 from bridle.train.log import read_rows
 from bridle.train.loop import CHECKPOINTS, Hands, train
-from bridle.train.parallel import ALONE, World
+from bridle.train.parallel import ALONE, World, full
 from bridle.train.settings import MachineSettings, ProbeSettings, TrainSettings
 from bridle.train.trainer import Trainer
 
@@ -80,6 +80,8 @@ def go(
         patch.setattr(Trainer, "step", noting(Trainer.step, seen["ids"]))
         models = control, base.denoiser, base.schedule
         outcome = train(*models, cache, settings, folder, hands, probing=probing, machine=machine, world=world)
+    found = dict(tiny.make_base().denoiser.named_parameters())
+    assert all(torch.equal(full(weight), found[name]) for name, weight in base.denoiser.named_parameters())
     return seen | {"step": outcome.step, "finished": outcome.finished}
 
 
