@@ -193,3 +193,22 @@ def test_a_base_that_controls_cannot_serve_is_refused(changes: dict[str, Any], s
     for make in (Control.from_base, lambda base: Base(tiny.make_pipeline(base))):
         with pytest.raises(BaseError, match=said):
             make(unet)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"time_cond_proj_dim": 32}, "time_cond_proj_dim 32, .*train on a base of the Stable Diffusion 1, 2 or XL"),
+        ({"timestep_post_act": "silu"}, "timestep_post_act 'silu'"),
+        ({"only_cross_attention": True}, "only_cross_attention True"),
+        ({"layers_per_block": (2, 2, 2, 1)}, "layers_per_block"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type"),
+    ],
+)
+def test_what_could_not_be_loaded_again_is_not_trained(changes: dict[str, Any], said: str) -> None:
+    """But drawn with: an LCM is steered by the controls of what it was made from."""
+    unet = tiny.make_unet(**changes)
+    with pytest.raises(BaseError, match=said):
+        Control.from_base(unet)
+    if "time_cond_proj_dim" in changes:
+        Control.from_base(tiny.make_unet()).check_fit(Base(tiny.make_pipeline(unet)).denoiser, "control")

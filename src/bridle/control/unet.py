@@ -6,7 +6,7 @@ configuration are those of diffusers' `ControlNetModel`, so a saved control load
 
 import copy
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -24,6 +24,23 @@ COPIED = ("conv_in", "time_proj", "time_embedding", "down_blocks", "mid_block")
 ADDED = ("add_time_proj", "add_embedding")  # only where the base is told sizes and one vector per caption: SDXL
 # Conditions of bases that no control carries; one that asks for them is refused, not half-served.
 UNSUPPORTED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type")
+# What diffusers' `ControlNetModel` cannot be told, or Bridle not read back: a control would be trained and never load.
+PLAIN = {
+    "time_cond_proj_dim": None,
+    "timestep_post_act": None,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "conv_in_kernel": 3,
+    "attention_type": "default",
+    "resnet_time_scale_shift": "default",
+    "cross_attention_norm": None,
+    "only_cross_attention": False,
+    "mid_block_only_cross_attention": None,
+    "dual_cross_attention": False,
+}
+BLOCKS = {"CrossAttnDownBlock2D", "DownBlock2D"}
+MIDDLES = ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D")
 
 
 class UNetControl(Control):
@@ -92,6 +109,10 @@ class UNetControl(Control):
         """Copy the encoder and the middle block."""
         if layers is not None:
             raise ConfigError(f"layers is {layers}, but of a U-Net the whole encoder is copied; leave it out")
+        # Such a base can still be drawn with, and steered by the controls of others.
+        if other := ", ".join(f"{name} {value!r}" for name, value in unusual(denoiser.config)):
+            remedy = "train on a base of the Stable Diffusion 1, 2 or XL kind"
+            raise BaseError(f"base has {other}, which no file of a control can say, so none could be loaded: {remedy}")
         parts = {name: copy.deepcopy(part).requires_grad_(True) for name, part in parts_of(denoiser).items()}
         config = control_config(denoiser, hint_channels, size_factor)
         return cls(parts, config, hint_encoder, links, size_factor).to(denoiser.device, denoiser.dtype)
@@ -204,6 +225,22 @@ def link_widths(conv_in: Any, down_blocks: Iterable[Any]) -> list[int]:
         widths += [resnet.out_channels for resnet in block.resnets]
         widths += [sampler.out_channels for sampler in block.downsamplers or ()]
     return widths
+
+
+def unusual(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Settings of a U-Net that no control of it could be loaded with."""
+    for name, plain in PLAIN.items():
+        if config.get(name, plain) != plain:
+            yield name, config[name]
+    if set(config["down_block_types"]) - BLOCKS:
+        yield "down_block_types", config["down_block_types"]
+    if config.get("mid_block_type") not in (None, *MIDDLES):
+        yield "mid_block_type", config["mid_block_type"]
+    if not isinstance(config["layers_per_block"], int):
+        yield "layers_per_block", config["layers_per_block"]
+    depths = config.get("transformer_layers_per_block", 1)
+    if not all(isinstance(depth, int) and depth > 0 for depth in ([depths] if isinstance(depths, int) else depths)):
+        yield "transformer_layers_per_block", depths
 
 
 def control_config(unet: Any, hint_channels: int, size_factor: int) -> dict[str, Any]:
