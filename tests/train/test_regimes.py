@@ -177,7 +177,8 @@ def test_unlocking_changes_no_output_at_that_moment(new_run: Any) -> None:
     steps(trainer, 0, 2)
     before = predict(trainer)
     trainer.switch("unlocked", 2)
-    torch.testing.assert_close(predict(trainer), before, rtol=1e-5, atol=1e-6)  # trained weights take other kernels
+    # Trained weights take other kernels, which round off some 1e-6.
+    torch.testing.assert_close(predict(trainer), before, rtol=1e-5, atol=4e-6)
 
 
 def test_a_switch_keeps_the_optimisers_state_of_what_stays_and_starts_the_rest_afresh(new_run: Any) -> None:
