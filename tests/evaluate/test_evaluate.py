@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bridle.errors import BridleError, DataError, FileError, SampleError
-from bridle.evaluate import Evaluation, evaluate, judge, read_evaluation, sentence
+from bridle.evaluate import Evaluation, evaluate, judge, read_evaluation, sentence, write_report, write_sheet
 from bridle.evaluate.result import Mean, compare
 from bridle.sample.picture import read_settings
 
@@ -166,3 +167,13 @@ def test_what_cannot_be_measured_is_refused_before_drawing(
 def test_a_generator_that_skips_a_picture_is_refused(tmp_path, pairs, canny, reconstruct) -> None:
     with pytest.raises(SampleError, match="gave 1 pictures; expected 2"):
         evaluate(pairs[:2], canny, lambda *_: [pairs[0].image], reconstruct, tmp_path, [1])
+
+
+def test_edges_that_shrinking_made_grey_are_measured_shown_and_reported_as_edges(
+    tmp_path: Path, pairs, canny, generator, reconstruct
+) -> None:
+    grey = [replace(pair, hint=(0.7 * pair.hint).astype(np.uint8)) for pair in pairs]
+    evaluation = evaluate(grey, canny, generator, reconstruct, tmp_path, [1])
+    assert (evaluation.measure, judge(evaluation)) == ("f1", "follow")
+    assert write_report(evaluation, tmp_path, "run", {}).exists()
+    assert write_sheet(evaluation, tmp_path / "sheet.png").exists()

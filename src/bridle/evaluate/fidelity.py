@@ -29,6 +29,11 @@ class EdgeMatch:
     """Output edges without a reference edge near by."""
 
 
+def sharpen(edges: np.ndarray) -> np.ndarray:
+    """Edges as they were before JPEG or shrinking made grey of them: uint8, 0 and 255, of the same shape."""
+    return np.where(edges < 128, 0, 255).astype(np.uint8)
+
+
 def is_binary(hint: np.ndarray) -> bool:
     """Whether a uint8 map holds nothing but 0 and 255."""
     return bool(np.isin(hint, (0, 255)).all())

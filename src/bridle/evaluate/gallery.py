@@ -7,7 +7,7 @@ from PIL import Image
 
 from bridle.atomic import write_with
 from bridle.errors import FileError
-from bridle.evaluate.fidelity import match_edges
+from bridle.evaluate.fidelity import match_edges, sharpen
 from bridle.evaluate.result import Evaluation, PairResult, SeedResult
 from bridle.sample.picture import grid
 
@@ -34,11 +34,11 @@ def overlay(hint: np.ndarray, annotated: np.ndarray, tolerance_px: int) -> np.nd
     """Colour right, missed and extra edges.
 
     Args:
-        hint, annotated: [H, W, 3] uint8, binary.
+        hint, annotated: [H, W, 3] uint8; edges, though they may be grey.
 
-    Returns: [H, W, 3] uint8. Raises: HintError: see `match_edges`.
+    Returns: [H, W, 3] uint8. Raises: HintError: the maps differ in shape.
     """
-    match = match_edges(hint, annotated, tolerance_px)
+    match = match_edges(sharpen(hint), sharpen(annotated), tolerance_px)
     picture = np.full(hint.shape, GROUND, np.uint8)
     for edges, colour in ((match.extra, EXTRA), (match.missed, MISSED), (match.hit, HIT)):
         picture[edges.any(axis=2)] = colour

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bridle.evaluate.fidelity import TOLERANCE_PX, edge_f1, is_binary, ssim
+from bridle.evaluate.fidelity import TOLERANCE_PX, edge_f1, is_binary, sharpen, ssim
 from bridle.evaluate.maps import WITHIN_DEG, depth_rmse, miou, normals_deg, normals_within
 
 Figures = dict[str, float]
@@ -58,13 +58,17 @@ def _plain(compare: Callable[[np.ndarray, np.ndarray], float]) -> Callable[[np.n
     return lambda reference, output, _: compare(reference, output)
 
 
+def _sharp_f1(reference: np.ndarray, output: np.ndarray, tolerance_px: int) -> float:
+    return edge_f1(sharpen(reference), sharpen(output), tolerance_px)
+
+
 MEASURES = {
-    "f1": Measure(words="edge F1", short="F1", title="Edge F1, within {tolerance_px} px", compute=edge_f1),
+    "f1": Measure(words="edge F1", short="F1", title="Edge F1, within {tolerance_px} px", compute=_sharp_f1),
     "f1_strict": Measure(
         words="pixel-exact edge F1",
         short="exact F1",
         title="Edge F1, pixel exact",
-        compute=lambda reference, output, _: edge_f1(reference, output, 0),
+        compute=lambda reference, output, _: _sharp_f1(reference, output, 0),
     ),
     "depth_rmse": Measure(
         words="depth RMSE",
@@ -122,11 +126,4 @@ def choose_measures(condition: str, hints: Sequence[np.ndarray]) -> tuple[str, .
 
 def measure(names: Sequence[str], hint: np.ndarray, output: np.ndarray, tolerance_px: int = TOLERANCE_PX) -> Figures:
     """Compare two maps by the measures of these names. Raises: HintError: as they do."""
-    if set(names) & set(EDGES):
-        edges = sharpen(hint), sharpen(output)
-    return {name: MEASURES[name].compute(*(edges if name in EDGES else (hint, output)), tolerance_px) for name in names}
-
-
-def sharpen(edges: np.ndarray) -> np.ndarray:
-    """Black and white as before JPEG or shrinking made grey of them: uint8, of the same shape."""
-    return np.where(edges < 128, 0, 255).astype(np.uint8)
+    return {name: MEASURES[name].compute(hint, output, tolerance_px) for name in names}
