@@ -1,23 +1,26 @@
 """The quick figure is what `evaluate` would measure, the same every time, and can be ended between denoising steps."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tiny
+import torch
 
 from bridle.base.base import Base
 from bridle.control.control import Control
 from bridle.data.annotate.canny import Canny
 from bridle.data.annotate.soft_edge import SoftEdge
-from bridle.errors import DataError
+from bridle.errors import DataError, SampleError
 from bridle.evaluate import HeldOutPair, evaluate
 from bridle.evaluate.evaluate import Annotator
 from bridle.run.controllability import SEED, Controllability
 from bridle.run.evaluating import generator
-from bridle.sample.sampler import reconstruct
+from bridle.run.previews import Previews
+from bridle.sample.sampler import generate, reconstruct
 from bridle.sample.settings import SampleSettings
 
 HOW = SampleSettings(steps=7, guidance=2.0, scale=0.5, scheduler="euler")
@@ -111,3 +114,24 @@ def test_pairs_that_cannot_be_measured_are_refused_before_anything_is_drawn(base
         make(base, Canny(), samples=1)
     with pytest.raises(DataError, match=r"pair 0: hint has 3 channels, but canny makes 1: .*probe.samples to 0"):
         Controllability(base, make_pairs(Canny()), Canny(channels=1), HOW, samples=2, steps=1)
+
+
+def test_edges_that_shrinking_made_grey_are_measured_as_edges(base: Base, control: Control) -> None:
+    """And do not end the run at its first probe."""
+    pairs = [replace(pair, hint=(0.7 * pair.hint).astype(np.uint8)) for pair in make_pairs(Canny())]
+    grey = Controllability(base, pairs, Canny(), HOW, samples=3, steps=STEPS)
+    assert grey.name == "f1"
+    assert grey(control).without == make(base, Canny())(control).without  # the control itself sees other hints
+
+
+def test_pictures_that_overflow_do_not_end_a_run(tmp_path: Path) -> None:
+    spoilt = tiny.make_base()
+    with torch.no_grad():
+        spoilt.vae.decoder.conv_out.bias.fill_(torch.nan)
+    control = Control.from_base(spoilt.pipeline).eval()
+    assert len(make(spoilt, Canny())(control).row()["figures"]) == 3
+    how = SampleSettings(steps=STEPS, precision="fp32")
+    Previews(spoilt, make_pairs(Canny()), how, tmp_path)(control, 1)
+    assert (tmp_path / "step-00000001.png").exists()
+    with pytest.raises(SampleError, match="no numbers: set precision"):
+        generate(spoilt, None, [], [""], [1], how)

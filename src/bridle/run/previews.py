@@ -47,4 +47,5 @@ class Previews:
 
     def _draw(self, control: Control | None, seed: int, check: Callable[[], None]) -> list[np.ndarray]:
         hints, captions = [pair.hint for pair in self.pairs], [pair.caption for pair in self.pairs]
-        return generate(self.base, control, hints, captions, [seed] * len(self.pairs), self.how, on_step=check)
+        seeds = [seed] * len(self.pairs)  # a preview that overflows is no reason to end a run
+        return generate(self.base, control, hints, captions, seeds, self.how, on_step=check, strict=False)

@@ -55,6 +55,7 @@ def generate(
     *,
     negative_prompts: Sequence[str] | None = None,
     init: Init | None = None,
+    strict: bool = True,
 ) -> list[np.ndarray]:
     """Draw one picture per prompt.
 
@@ -69,9 +70,11 @@ def generate(
         on_step: called after every pass of the denoiser; what it raises ends the drawing.
         negative_prompts: N, or None: empty ones.
         init: a picture to begin from, for image-to-image and inpainting.
+        strict: whether a picture that overflows is an error; where not, it is black there.
 
     Returns: N pictures [H, W, 3] uint8.
-    Raises: SampleError: the numbers differ, or the family cannot do it. HintError: a hint does not fit.
+    Raises: SampleError: the numbers differ, the family cannot do it, or a picture overflows. HintError: a hint does not
+        fit.
     """
     steering = settle(control, hints, settings)
     check_numbers(steering, prompts, negative_prompts, seeds)
@@ -95,7 +98,7 @@ def generate(
                 seeds=seeds[rows],
                 steering={name: own for name, one in steering.items() if (own := cut(one, rows))},
             )
-            pictures += draw(base, batch, settings, size_px, init, on_step)
+            pictures += draw(base, batch, settings, size_px, init, on_step, strict)
     return pictures
 
 
@@ -164,6 +167,7 @@ def draw(
     size_px: tuple[int, int],
     init: Init | None,
     on_step: Callable[[], None] | None,
+    strict: bool,
 ) -> list[np.ndarray]:
     """One batch, by the stock pipeline of its kind."""
     pipeline = pick_pipeline(base, init)
@@ -179,10 +183,10 @@ def draw(
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
         with inpaintable(pipeline, init):
             output = pipeline(**arguments(pipeline, init, batch.prompts, size_px, how), generator=generators)
-        if not np.isfinite(output.images).all():
+        if strict and not np.isfinite(output.images).all():
             remedy = "set precision to 'bf16' or 'fp32', or look for NaN among the weights"
             raise SampleError(f"picture holds values that are no numbers: {remedy}")
-        pictures = [np.round(image * 255).astype(np.uint8) for image in output.images]
+        pictures = [np.round(np.nan_to_num(image) * 255).astype(np.uint8) for image in output.images]
         return pictures if init is None else [init.keep(picture) for picture in pictures]
 
     with ExitStack() as around:
