@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bridle.control.control import Call, Control
+from bridle.control.control import Call
 from bridle.control.residuals import Residuals
 from bridle.control.rows import Rows, Some
 
@@ -37,27 +37,23 @@ class Pull:
 
 def compute(pulls: Sequence[Pull], call: Call, pipeline: Any) -> list[Residuals]:
     """The residuals of each one's acting rows at full strength; a rein's last ones where it holds them."""
-    alike: dict[int, list[Pull]] = defaultdict(list)
-    for pull in pulls:
-        if pull.rein.held is None:
-            alike[id(pull.rein.control)].append(pull)
-    computed: dict[int, Residuals] = {}
-    for some in alike.values():
-        found = together(some[0].rein.control, some, call, pipeline)
-        computed |= {id(pull): residuals for pull, residuals in zip(some, found, strict=True)}
+    found = [pull.rein.held for pull in pulls]
+    alike: dict[int, list[int]] = defaultdict(list)
+    for place, pull in enumerate(pulls):
+        if found[place] is None:
+            alike[id(pull.rein.control)].append(place)
+    for places in alike.values():
+        for place, residuals in zip(places, together([pulls[at] for at in places], call, pipeline), strict=True):
+            found[place] = residuals
     if not torch.is_grad_enabled():  # or gradients would be remembered as well
-        for pull in pulls:
-            pull.rein.held = computed.get(id(pull), pull.rein.held)
-    return [computed[id(pull)] if id(pull) in computed else held(pull) for pull in pulls]
+        for pull, residuals in zip(pulls, found, strict=True):
+            pull.rein.held = residuals
+    return [residuals for residuals in found if residuals is not None]
 
 
-def held(pull: Pull) -> Residuals:
-    assert pull.rein.held is not None
-    return pull.rein.held
-
-
-def together(control: Control, pulls: Sequence[Pull], call: Call, pipeline: Any) -> list[Residuals]:
-    """One pass of a control over the acting rows of all."""
+def together(pulls: Sequence[Pull], call: Call, pipeline: Any) -> list[Residuals]:
+    """One pass of the control that all have, over their acting rows."""
+    control = pulls[0].rein.control
     features = [pull.rows.spread(pull.rein.features(call, pipeline), pull.acting) for pull in pulls]
     if len(pulls) == 1:
         return [control.residuals(pulls[0].rows.take(call, pulls[0].acting), features[0])]

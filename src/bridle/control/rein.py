@@ -1,5 +1,6 @@
 """One attached control: its hint, how strongly it pulls, and where in the picture."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Self, get_args
 
@@ -38,7 +39,8 @@ class Rein:
         self._hint: Tensor | None = None
         self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
         self._features: Tensor | None = None
-        self._encoder: Any = None  # what they were encoded with
+        self._encoder: Any = None  # the state of the weights that they were encoded with
+        self._weights = tuple(control.parameters())  # looking for them in every step would take ten times as long
 
     def set(
         self,
@@ -113,15 +115,15 @@ class Rein:
         self.control.check_hint(self._prepared, call)
         if torch.is_grad_enabled():
             return self.control.encode(self._prepared)
-        encoder = state_of(self.control)
+        encoder = state_of(self._weights)
         if self._features is None or self._encoder != encoder:
             self._features, self._encoder = self.control.encode(self._prepared), encoder
         return self._features
 
 
-def state_of(control: Control) -> list[tuple[int, int]]:
-    """What tells when a control's weights have changed; of those that inference mode made, nothing does."""
-    return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in control.parameters()]
+def state_of(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+    """What tells when weights have changed; of those that inference mode made, nothing does."""
+    return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
 
 
 def guess_mode(guess: str | None, weights: Any, half: Any) -> dict[str, Any]:
