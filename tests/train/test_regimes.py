@@ -12,7 +12,7 @@ from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.text import Text
 from bridle.errors import ConfigError, TrainError
-from bridle.kernels import conv
+from bridle.kernels import attention, conv, norm, outer
 from bridle.kernels.quicken import speeds_up, turn_weights
 from bridle.kernels.record import Recorded
 from bridle.train import trainer as trainer_module
@@ -172,13 +172,15 @@ def test_connecting_all_links_changes_no_output_at_that_moment(new_run: Any) -> 
     assert all(conv.weight.any() for conv in trainer.control.controlnet_down_blocks)
 
 
-def test_unlocking_changes_no_output_at_that_moment(new_run: Any) -> None:
+def test_unlocking_changes_no_output_at_that_moment(new_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was measured on this machine, which decides how much the kernels of trained weights round otherwise."""
+    for module in (attention, conv, norm, outer):
+        monkeypatch.setattr(module, "pick", lambda shape, make_ways: next(iter(make_ways())))
     trainer = make_trainer(new_run("run"), regime="large")
     steps(trainer, 0, 2)
     before = predict(trainer)
     trainer.switch("unlocked", 2)
-    # Trained weights take other kernels, which round off some 1e-6.
-    torch.testing.assert_close(predict(trainer), before, rtol=1e-5, atol=4e-6)
+    torch.testing.assert_close(predict(trainer), before, rtol=1e-5, atol=1e-6)  # trained weights take other kernels
 
 
 def test_a_switch_keeps_the_optimisers_state_of_what_stays_and_starts_the_rest_afresh(new_run: Any) -> None:
