@@ -347,7 +347,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
     except (BridleError, OSError) as error:
-        print(f"bridle: {' '.join(str(explain(error)).splitlines())}", file=sys.stderr)
+        print(f"bridle: {' '.join(explain(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("bridle: interrupted", file=sys.stderr)

@@ -77,7 +77,7 @@ def base_weights(settings: RunSettings, device: torch.device, began: Precision |
     if settings.machine.base_weights != "auto":
         return settings.machine.base_weights
     trained = began if began and settings.train.precision == "auto" else settings.train.precision
-    if "fp32" in (trained, settings.sample.precision) or unlocks(settings.train):
+    if unlocks(settings.train):
         return "fp32"
     used = {choose_precision(wanted, device) for wanted in (trained, settings.sample.precision)}
     # Cast at every use they would take a GPU half a step more memory traffic, and twice the memory everywhere.

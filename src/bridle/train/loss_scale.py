@@ -7,7 +7,6 @@ either (mixed precision training, arXiv:1710.03740).
 from typing import Any
 
 import torch
-from torch import Tensor
 
 FIRST = 2.0**16
 PATIENCE = 2000  # steps without an overflow after which it is doubled
@@ -21,9 +20,8 @@ class LossScale:
     """
 
     def __init__(self, device: torch.device, *, on: bool) -> None:
-        self.on = on
-        self.factor: Tensor = torch.tensor(FIRST if on else 1.0, device=device)
-        self.value, self.steps = FIRST if on else 1.0, 0
+        self.on, self.factor = on, torch.empty((), device=device)
+        self._become(FIRST if on else 1.0)
 
     def lower(self) -> bool:
         """After gradients that are not finite. Returns: whether they may be with what it is now."""

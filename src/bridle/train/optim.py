@@ -126,8 +126,8 @@ def compiles(parameters: Sequence[Tensor]) -> bool:
 
 def lying_like(parameter: Tensor, gradient: Tensor) -> Tensor:
     """The gradient with its numbers in the order in which the parameter's lie."""
-    steps = zip(parameter.shape, parameter.stride(), gradient.stride(), strict=True)
-    if all(size == 1 or mine == its for size, mine, its in steps):
+    mine, its = parameter.stride(), gradient.stride()
+    if mine == its or all(size == 1 or a == b for size, a, b in zip(parameter.shape, mine, its, strict=True)):
         return gradient
     return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
 

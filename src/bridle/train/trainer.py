@@ -272,8 +272,7 @@ class Trainer:
             for parameter in part.values():
                 parameter.requires_grad_(True)
         self.undo()
-        if hasattr(self, "optimizer"):
-            self._end_optimizer()
+        self._end_optimizer()
         products: dict[nn.Parameter, Working] = {}  # trained weights whose gradients are products in bfloat16
         if isinstance(self.control, UNetControl):
             self.undo, products = self._speed_up()
@@ -342,8 +341,7 @@ class Trainer:
         self.undo()
         self.lent.close()
         self.recorded = None
-        if hasattr(self, "optimizer"):
-            self._end_optimizer()
+        self._end_optimizer()
 
     def give_back(self) -> None:
         """Leave the base's weights as they were found; what was learned of them is the averaged control's `base_delta`.
@@ -356,9 +354,10 @@ class Trainer:
         restore_attention(self.average)
 
     def _end_optimizer(self) -> None:
-        """Gradients of its weights are float32 again, for whoever trains them next."""
-        self.optimizer.zero_grad(set_to_none=True)
-        halve_gradients(self.optimizer, on=False)
+        """Gradients of its weights are float32 again, for whoever trains them next; before the first there is none."""
+        if hasattr(self, "optimizer"):
+            self.optimizer.zero_grad(set_to_none=True)
+            halve_gradients(self.optimizer, on=False)
 
     def _parts(self) -> dict[str, dict[str, nn.Parameter]]:
         return trained_parts(self.inner, self.phase, unlocks(self.settings))
