@@ -218,6 +218,15 @@ def test_a_single_control_acts_in_the_half_that_the_settings_name(base: Base, co
         SampleSettings(half=cast(Any, "none"))
 
 
+def test_a_control_that_pools_acts_in_its_own_half_unless_told_another(base: Base) -> None:
+    pooling = tiny.wake(Control.from_base(base.pipeline))
+    pooling.config["global_pool_conditions"] = True
+    conditional = draw(base, pooling, half="conditional", steps=4)
+    assert distance(draw(base, pooling, steps=4), conditional) == 0
+    assert distance(ask(base, {"a": Steering(control=pooling, hints=HINTS)}), conditional) == 0
+    assert distance(draw(base, pooling, half="both", steps=4), conditional) > 1
+
+
 @pytest.mark.parametrize("batch", [2, 3])
 @pytest.mark.parametrize("half", ["both", "conditional"])
 def test_requests_with_controls_of_their_own_share_a_batch(base: Base, control: Control, batch: int, half: Any) -> None:

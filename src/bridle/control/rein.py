@@ -31,7 +31,7 @@ class Rein:
 
     def __init__(self, name: str, control: Control) -> None:
         self.name, self.control = name, control
-        self.strength = Strength(half="conditional" if control.pools else "both")
+        self.strength = Strength()
         self.mask: Tensor | None = None
         self.pictures: tuple[int, ...] | None = None
         self.hold = False
@@ -86,7 +86,8 @@ class Rein:
             self.held = None
         factor = self.strength.at(place.begin, place.finish)
         rows = Rows.of(pipeline, len(call[self.control.INPUT]), place.again)
-        acting = rows.acting(self.strength.half, self.pictures)
+        own: Half = "conditional" if self.control.pools else "both"
+        acting = rows.acting(self.strength.half or own, self.pictures)
         return Pull(self, rows, acting, factor) if factor and acting.rows else None
 
     def answer(self, pull: Pull, residuals: Residuals, call: Call, pipeline: Any) -> Residuals:

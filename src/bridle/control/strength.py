@@ -63,7 +63,8 @@ class Strength:
         weights: a name of `PRESETS`, or one factor per link, those of the skip connections first, the middle's last.
         keyframes: (share, factor) by rising share, of the step's beginning; between two the factor runs straight from
             one to the other, before the first and after the last it stays. Two at one share make it jump.
-        half: of classifier-free guidance, in which it acts. Without guidance there is the conditional half alone.
+        half: of classifier-free guidance, in which it acts. None: the control's own, "both" or, where it pools (see
+            `Control.pools`), "conditional". Without guidance there is the conditional half alone.
 
     Raises: ConfigError: a value is out of range.
     """
@@ -73,14 +74,14 @@ class Strength:
     end: float = 1.0
     weights: str | tuple[float, ...] = "even"
     keyframes: tuple[tuple[float, float], ...] = ()
-    half: Half = "both"
+    half: Half | None = None
 
     def __post_init__(self) -> None:
         if not is_number(self.scale):
             raise ConfigError(f"scale is {self.scale!r}; expected one number: factors per link go to weights")
         if not 0 <= self.start <= self.end <= 1:
             raise ConfigError(f"control acts from {self.start} to {self.end}; expected 0 <= start <= end <= 1")
-        if self.half not in get_args(Half):
+        if self.half is not None and self.half not in get_args(Half):
             raise ConfigError(f"half is {self.half!r}; expected one of {', '.join(get_args(Half))}")
         check_weights(self.weights)
         check_keyframes(self.keyframes)

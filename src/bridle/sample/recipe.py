@@ -24,7 +24,7 @@ class ControlRecipe:
         hint: its hint as a picture; or
         image: a picture to make the hint of, with `annotator`.
         scale, start, end, keyframes: see `Strength`.
-        weights, half: see `Strength`; "even" and "both" where neither they nor `guess` are given.
+        weights, half: see `Strength`; where neither they nor `guess` are given, "even" and the control's own half.
         guess: guess mode in that definition; it stands for weights and half.
         mask: where it acts: a picture, white inside.
 

@@ -35,7 +35,8 @@ class SampleSettings:
         scale: of the control; of several it multiplies each.
         half: of guidance in which the control acts, where it is a single one: "both", as stock pipelines have it, or
             "conditional": guidance then amplifies what the hint says, as it does the prompt, and the hint is followed
-            far more closely (arXiv:2302.05543, section 3.4). Several have each their own, see `Strength`.
+            far more closely (arXiv:2302.05543, section 3.4). Where None the control's own, which is "both" but for
+            those that pool. Several have each their own, see `Strength`.
         batch: pictures denoised at once.
         precision: "fp32"; "bf16" or, on GPUs that lack that, "fp16", the same picture but for fine grain, and faster
             where the machine has it; or "auto", whichever is fastest on the machine.
@@ -48,7 +49,7 @@ class SampleSettings:
     guidance: float = 4.0
     scheduler: str = "auto"
     scale: float = 1.0
-    half: Half = "both"
+    half: Half | None = None
     batch: int = 16
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     speed: Speed = "exact"
@@ -65,7 +66,7 @@ class SampleSettings:
             raise ConfigError(f"setting sample.precision is {self.precision!r}; expected {known}")
         if self.speed not in get_args(Speed):
             raise ConfigError(f"setting sample.speed is {self.speed!r}; expected one of {', '.join(get_args(Speed))}")
-        if self.half not in get_args(Half):
+        if self.half is not None and self.half not in get_args(Half):
             raise ConfigError(f"setting sample.half is {self.half!r}; expected one of {', '.join(get_args(Half))}")
         for name in ("guidance", "scale"):
             if not 0 <= getattr(self, name) < math.inf:
