@@ -316,6 +316,11 @@ def test_changes_of_the_base_add_up_and_come_off_in_any_order(stock: StableDiffu
     with attach(stock, b=two):
         assert same(weights(stock.unet), only_second)
     assert not same(only_second, both)
+    with attach(stock, left=two, right=two), attach(stock, again=copy.deepcopy(two)) as third:
+        assert same(weights(stock.unet), only_second)  # it changes its base once, wherever it acts
+        third.detach()
+        assert same(weights(stock.unet), only_second)
+    assert same(weights(stock.unet), before)
 
 
 def test_an_attachment_that_fails_half_way_changes_nothing(stock: StableDiffusionPipeline, control: Control) -> None:

@@ -39,7 +39,7 @@ class Rig:
         self.first = next(iter(controls.values()))  # any of them: all are of one family
         self.progress = Progress(pipeline)
         with ExitStack() as undo:  # should one fail, what came before it is undone
-            for control in {id(control): control for control in controls.values()}.values():  # with two hints, once
+            for control in controls.values():
                 undo.callback(apply_delta(self.denoiser, control.base_delta))
             undo.callback(self.first.steer(self.denoiser, self._pull_all))
             self._undo = undo.pop_all()
@@ -81,8 +81,8 @@ def attach(pipeline: Any, **controls: Control) -> Rig:
     Args:
         pipeline: any diffusers pipeline whose U-Net or transformer is of the family the controls were made for; for
             those by `Control.for_module`, their model itself, or a pipeline that has it as U-Net or transformer.
-        controls: name=control; their residuals are summed. So are their base deltas, which are in force at once and
-            until the end, whatever scale, start and end say.
+        controls: name=control; their residuals are summed. So are their base deltas, one of each, which are in force at
+            once and until the end, whatever scale, start and end say.
 
     Raises: BaseError: the base is not supported. ConfigError: a control, or its base delta, does not fit it.
     """

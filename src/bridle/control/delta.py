@@ -45,8 +45,9 @@ def take_delta(original: Mapping[str, Tensor], trained: Mapping[str, Tensor]) ->
 def apply_delta(unet: nn.Module, delta: Mapping[str, Tensor]) -> Callable[[], None]:
     """Add a delta to a U-Net's weights, in place, whatever their device and type.
 
-    Several deltas add up and come off in any order. When the last one that touches a weight is off, the weight is what
-    it was before the first, bit for bit; what else changed it in between is undone as well.
+    Several deltas add up and come off in any order; one that is there already, as that of a control that is attached
+    for two regions, counts once. When the last one that touches a weight is off, the weight is what it was before the
+    first, bit for bit; what else changed it in between is undone as well.
 
     Returns: what takes this delta off again; calling it twice does no harm.
     Raises: ConfigError: a name is unknown or a shape differs; nothing is changed then.
@@ -113,7 +114,10 @@ class Ledger:
     def _renew(self, name: str) -> None:
         """Set a parameter to its original plus all deltas; always from the original, so that no rounding adds up."""
         parameter, original = self.originals[name]
-        changes = [delta[name] for delta in self.deltas.values() if name in delta]
+        changes: list[Tensor] = []
+        for change in [delta[name] for delta in self.deltas.values() if name in delta]:
+            if not any(change is other or torch.equal(change, other) for other in changes):
+                changes.append(change)
         if not changes:
             parameter.copy_(original)
             del self.originals[name]
