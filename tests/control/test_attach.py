@@ -262,6 +262,17 @@ def test_a_control_of_another_type_is_refused(stock: StableDiffusionPipeline, co
         attach(stock, edge=half)
 
 
+def test_a_control_lies_where_an_offloaded_base_computes(monkeypatch: pytest.MonkeyPatch, control: Control) -> None:
+    """As after `enable_model_cpu_offload`, which takes a GPU: the hooks bring each part there, and back."""
+    stock = tiny.make_pipeline()
+    monkeypatch.setattr(type(stock), "_execution_device", torch.device("meta"))
+    attach(stock, edge=control).detach()
+    vars(stock.unet)["_hf_hook"] = object()
+    attach(stock, edge=copy.deepcopy(control).to("meta")).detach()
+    with pytest.raises(ConfigError, match=r'is on cpu .*, the pipeline on meta .*control.to\("meta", torch.float32\)'):
+        attach(stock, edge=control)
+
+
 def make_delta(unet: Any, seed: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     trained = [(name, value) for name, value in unet.named_parameters() if name.startswith("up_blocks")]

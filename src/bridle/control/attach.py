@@ -31,7 +31,7 @@ class Rig:
             raise ConfigError("attach was given no control; name at least one: attach(pipeline, edge=control)")
         self.pipeline, self.denoiser = pipeline, denoiser_of(pipeline)
         for name, control in controls.items():
-            control.check_fit(self.denoiser, f'control "{name}"')
+            control.check_fit(self.denoiser, f'control "{name}"', device_of(pipeline, self.denoiser))
         if len({control.joints for control in controls.values()}) > 1:
             remedy = "attach them one after the other: with attach(model, a=a), attach(model, b=b)"
             raise ConfigError(f"controls {', '.join(controls)} join the model at different blocks; {remedy}")
@@ -73,6 +73,12 @@ class Rig:
         if given is not None:
             pulled = [self.first.place(given, self.denoiser), *pulled]
         return reduce(add, pulled).to(call[self.first.INPUT].dtype)
+
+
+def device_of(pipeline: Any, denoiser: Any) -> Any:
+    """Where an offloaded denoiser computes, which rests elsewhere; None where it is not offloaded."""
+    offloaded = hasattr(denoiser, "_hf_hook") or hasattr(denoiser, "_diffusers_hook")
+    return getattr(pipeline, "_execution_device", None) if offloaded else None
 
 
 def attach(pipeline: Any, **controls: Control) -> Rig:

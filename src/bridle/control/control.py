@@ -297,11 +297,12 @@ class Control(nn.Module, ABC):
 
         return denoiser.register_forward_pre_hook(before, with_kwargs=True).remove
 
-    def check_fit(self, denoiser: Any, owner: str) -> None:
+    def check_fit(self, denoiser: Any, owner: str, device: torch.device | None = None) -> None:
         """Whether this control can steer that base.
 
         Args:
             owner: what errors call this control.
+            device: where the base computes; where None, where its weights are.
 
         Raises: BaseError: the base is not supported. ConfigError: it is of another family, widths, device or type, or
             the base delta does not fit.
@@ -314,9 +315,10 @@ class Control(nn.Module, ABC):
             ours, theirs = self.config.get(key), denoiser.config.get(key)
             if tuple_of(ours) != tuple_of(theirs):
                 raise ConfigError(f"{owner} has {key} {ours}, the pipeline {theirs}: {remedy}")
-        if (self.device, self.dtype) != (denoiser.device, denoiser.dtype):
-            ours, theirs = f"{self.device} {self.dtype}", f"{denoiser.device} {denoiser.dtype}"
-            remedy = "move it with control.to(pipeline.device, pipeline.dtype)"
+        device = device or denoiser.device
+        if (self.device, self.dtype) != (device, denoiser.dtype):
+            ours, theirs = f"{self.device} {self.dtype}", f"{device} {denoiser.dtype}"
+            remedy = f'move it with control.to("{device}", {denoiser.dtype})'
             raise ConfigError(f"{owner} is on {ours}, the pipeline on {theirs}: {remedy}")
         check_delta(parameters_of(denoiser), self.base_delta, owner)
 

@@ -120,8 +120,8 @@ class FluxControl(TransformerControl):
             return ()
         return tuple(f"transformer_blocks.{len(self.transformer_blocks) - 1}.{part}" for part in TEXT_OUTPUT)
 
-    def check_fit(self, denoiser: Any, owner: str) -> None:
-        super().check_fit(denoiser, owner)
+    def check_fit(self, denoiser: Any, owner: str, device: torch.device | None = None) -> None:
+        super().check_fit(denoiser, owner, device)
         if self.config["guidance_embeds"] and not denoiser.config.guidance_embeds:
             remedy = "use one that is, such as Flux.1 dev"
             raise ConfigError(f"{owner} is told of the guidance, which this base is not: {remedy}")

@@ -215,13 +215,14 @@ class ModuleControl(Control):
             taps.add_to_output(denoiser.get_submodule(place.name), link)
         return taps.remove
 
-    def check_fit(self, denoiser: Any, owner: str) -> None:
+    def check_fit(self, denoiser: Any, owner: str, device: torch.device | None = None) -> None:
         remedy = "attach it to the model that it was made of, or to one built alike"
         for name, problem in list_misfits(self.part, denoiser):
             raise ConfigError(f"{owner} does not fit this {type(denoiser).__name__}: {name} {problem}; {remedy}")
         weight = next(denoiser.parameters())
-        if (self.device, self.dtype) != (weight.device, weight.dtype):
-            ours, theirs = f"{self.device} {self.dtype}", f"{weight.device} {weight.dtype}"
+        device = device or weight.device
+        if (self.device, self.dtype) != (device, weight.dtype):
+            ours, theirs = f"{self.device} {self.dtype}", f"{device} {weight.dtype}"
             raise ConfigError(f"{owner} is on {ours}, the model on {theirs}: move one of them with .to(device, dtype)")
         check_delta(dict(denoiser.named_parameters()), self.base_delta, owner)
 
