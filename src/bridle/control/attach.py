@@ -86,7 +86,8 @@ def attach(pipeline: Any, **controls: Control) -> Rig:
 
     Args:
         pipeline: any diffusers pipeline whose U-Net or transformer is of the family the controls were made for; for
-            those by `Control.for_module`, their model itself, or a pipeline that has it as U-Net or transformer.
+            those by `Control.for_module`, their model itself, or a pipeline that has it as U-Net or transformer. The
+            one that is called: the guidance is read from it, and another one of the same parts may have another.
         controls: name=control; their residuals are summed. So are their base deltas, one of each, which are in force at
             once and until the end, whatever scale, start and end say.
 
