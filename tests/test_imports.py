@@ -9,7 +9,7 @@ import pytest
 # Modules in one row do not know each other.
 ORDER = (
     ("errors",),
-    ("atomic", "collector"),
+    ("atomic", "collector", "lock"),
     ("config",),
     ("kernels",),
     ("control",),

@@ -18,6 +18,7 @@ from bridle.control.settings import ControlSettings
 from bridle.control.unet import UNetControl
 from bridle.errors import DataError, TrainError
 from bridle.files.weights import load_control, read_metadata
+from bridle.lock import holding
 from bridle.run import RunSettings, evaluate_run, read_run, train_run
 from bridle.run.settings import open_run
 from bridle.run.training import facts
@@ -218,6 +219,16 @@ def test_a_run_without_a_checkpoint_may_begin_anew_under_other_settings(done: Do
     shutil.rmtree(folder / "checkpoints")
     assert train_run(with_lr(done.settings), folder).outcome.step == STEPS
     assert read_run(folder) == with_lr(done.settings)
+
+
+def test_two_trainings_do_not_write_to_one_folder(done: Done, tmp_path: Path) -> None:
+    folder = copy_of(done, tmp_path)
+    before, longer = snapshot(folder), replace(done.settings, train=replace(done.settings.train, steps=STEPS + 1))
+    said = r"another training writes to .*run; wait for its end, or give .* another --out"
+    with holding(folder / ".lock", wait=False), pytest.raises(TrainError, match=said):
+        train_run(longer, folder)
+    assert snapshot(folder) == before
+    assert train_run(longer, folder).outcome.step == STEPS + 1
 
 
 def without_a_picture(done: Done, folder: Path, of: str) -> RunSettings:

@@ -6,8 +6,8 @@ A way is never guessed: what wins differs by shape, number of threads and proces
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from bridle.atomic import write_text
 from bridle.kernels import native
 from bridle.kernels.machine import cache_folder, processor
 from bridle.kernels.working import identity
+from bridle.lock import holding
 
 Way = Callable[[], Any]
 CHOSEN: dict[tuple[Any, ...], str] = {}  # by this process so far
-EDITION = 8  # to be raised wherever ways are added: what was measured without them is then measured anew
+EDITION = 9  # to be raised wherever ways are added: what was measured without them is then measured anew
 WAYS = f", ways {EDITION}"
 REPEATS = 3
 HOPELESS = 1.5  # a way that takes this much longer than the best at its first try is not tried again
@@ -105,7 +106,8 @@ def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
 
     What this processor chose from other ways than there are now is forgotten.
     """
-    with suppress(OSError), _alone():  # a home that cannot be written: every process measures for itself
+    # In a home that cannot be written every process measures for itself.
+    with suppress(OSError), holding(_file().with_suffix(".lock"), wait=True):
         kept = _read()
         mine = kept.get(machine())
         mine = dict(mine) if isinstance(mine, dict) else {}
@@ -116,16 +118,3 @@ def _settle(key: str, measured: str, ways: Mapping[str, Way]) -> str:
         others = {name: found for name, found in kept.items() if name not in stale}
         write_text(_file(), json.dumps(others | {machine(): mine}, separators=(",\n", ": ")))
     return measured
-
-
-@contextmanager
-def _alone() -> Generator[None]:
-    """With no other process between reading and writing, where the system has locks for that."""
-    path = _file().with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        with suppress(ImportError):  # on Windows
-            import fcntl
-
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from bridle.base.offload import Drawing, offloaded
 from bridle.control.control import Control
 from bridle.control.unet import UNetControl
 from bridle.data.annotate import get_annotator
+from bridle.errors import TrainError
 from bridle.files.weights import save_control
 from bridle.kernels.precision import TYPES
+from bridle.lock import holding
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import RunData, load_data, open_data
 from bridle.run.previews import Previews
@@ -34,6 +36,7 @@ from bridle.train.probe import Obedience
 from bridle.train.regime import unlocks
 
 BEST = "best"
+LOCK = ".lock"
 PICTURE_CHANNELS = 3  # what an autoencoder takes
 
 
@@ -72,9 +75,11 @@ def train_run(
     Raises: BridleError: anything the user can put right, before training starts where possible.
     """
     check_run(folder, settings, force)
-    with processes(settings.device) as world:
+    with processes(settings.device) as world, ExitStack() as until_done:
         console = console or Console(stderr=True, quiet=not world.main)
         base = load_base(settings.base, device=str(world.device))
+        if world.main:
+            until_done.enter_context(alone_in(folder))
         data = share_data(settings, base, folder, world, force)
         if world.main:
             open_run(folder, settings)
@@ -113,6 +118,15 @@ def processes(device: str) -> Generator[World]:
         yield world
     finally:
         leave(world)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Generator[None]:
+    """Raises: TrainError: another process trains in this folder."""
+    with holding(folder / LOCK, wait=False) as alone:
+        if not alone:
+            raise TrainError(f"another training writes to {folder}; wait for its end, or give this one another --out")
+        yield
 
 
 def share_data(settings: RunSettings, base: Base, folder: Path, world: World, force: bool) -> RunData:
