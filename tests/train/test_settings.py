@@ -13,7 +13,8 @@ from bridle.train.settings import MachineSettings, ProbeSettings, TrainSettings
     [
         ({"steps": 0}, "train.steps is 0; expected 1 or more"),
         ({"keep": 0}, "train.keep is 0; expected 1 or more"),
-        ({"lr": 0.0}, "train.lr is 0.0; expected 'auto', or more than 0"),
+        ({"lr": 0.0}, "train.lr is 0.0; expected 'auto', or a number above 0"),
+        ({"lr": float("inf")}, "train.lr is inf; expected 'auto', or a number above 0"),
         ({"lr": float("nan")}, "train.lr is nan"),
         ({"weight_decay": -0.1}, "train.weight_decay is -0.1; expected 0 or more"),
         ({"prompt_dropout": 1.5}, "train.prompt_dropout is 1.5; expected a share from 0 to 1"),

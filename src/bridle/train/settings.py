@@ -1,6 +1,7 @@
 """How a control is trained (`TrainSettings`), how it is watched (`ProbeSettings`), on what (`MachineSettings`)."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 from bridle.errors import ConfigError
@@ -83,8 +84,8 @@ class TrainSettings:
         require(self, "train", 1, "steps", "batch", "accumulate", "skips", "checkpoint_every", "preview_every")
         require(self, "train", 1, "log_every", "keep")
         require(self, "train", 0, "warmup", "weight_decay", "seed", "patience")
-        if not self.peak_lr > 0:
-            raise ConfigError(f"setting train.lr is {self.lr}; expected 'auto', or more than 0")
+        if not 0 < self.peak_lr < inf:
+            raise ConfigError(f"setting train.lr is {self.lr}; expected 'auto', or a number above 0")
         for name in ("unlock_lr", "clip_norm"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected more than 0")
