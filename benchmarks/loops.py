@@ -1,8 +1,8 @@
 """What the compiled loops gain: each beside PyTorch's own way to compute the same, on one thread.
 
 In: nothing; a C compiler. Out: a table. Kinds take turns; a time is the median of some rounds, a gain the median of the
-rounds' ratios. Shapes are Stable Diffusion 1.5's, one pair, and the embedded base's, 24 pairs. In bfloat16, but for
-convolutions by Winograd's way, which are in float32.
+rounds' ratios. Shapes are Stable Diffusion 1.5's, one pair, and the embedded base's, 24 pairs. In bfloat16, and
+convolutions by Winograd's way in float32 as well.
 
     python benchmarks/loops.py --rounds 31
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bridle.kernels import attention, native, outer, patches, tiles, winograd
+from bridle.kernels import attention, fused, native, outer, patches, winograd
 from bridle.train.memory import keep_freed_memory
 
 BF16, LAST = torch.bfloat16, torch.channels_last
@@ -41,23 +41,23 @@ def pairs() -> list[Pair]:
         what = f"product over {rows} rows, {wide} by {width}"
         found.append((what, lambda a=left, b=right: outer.plain(a, b), lambda a=left, b=right: outer.turned(a, b)))
     found.append(attending(attention.again, 8, 4096, 4096, 40))
-    if tiles.library() is not None:
+    if fused.library() is not None:
         sizes = ((8, 4096, 4096, 40), (8, 4096, 77, 40), (8, 1024, 1024, 40), (8, 256, 256, 80), (2, 256, 256, 32, 24))
-        found += [attending(attention.tiled, *size) for size in sizes]
+        found += [attending(attention.fuse, *size) for size in sizes]
     for shape in ((24, 64, 16), (24, 128, 8), (1, 320, 64), (1, 640, 32), (1, 1280, 16)):
-        found += convolutions(*shape)
+        found += convolutions(torch.float32, *shape) + convolutions(BF16, *shape)
     return found
 
 
-def convolutions(batch: int, channels: int, side: int) -> list[Pair]:
+def convolutions(kind: torch.dtype, batch: int, channels: int, side: int) -> list[Pair]:
     """By Winograd's way, the form of the weight made every time, as for one that is trained."""
     shape = batch, channels, side, side
-    hidden, gradient = (torch.randn(shape).contiguous(memory_format=LAST) for _ in range(2))
-    weight = torch.randn(channels, channels, 3, 3).contiguous(memory_format=LAST)
+    hidden, gradient = (torch.randn(shape).to(kind).contiguous(memory_format=LAST) for _ in range(2))
+    weight = torch.randn(channels, channels, 3, 3).to(kind).contiguous(memory_format=LAST)
     how = [1, 1], [1, 1], [1, 1], False, [0, 0], 1, [False, True, False]
     return [
         (
-            f"convolution {shape}",
+            f"convolution {shape}, {kind}",
             lambda: F.conv2d(hidden, weight, None, 1, 1),
             lambda: winograd.forward(hidden, winograd.form(weight), None),
         ),

@@ -65,9 +65,9 @@ def new_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 @pytest.fixture
 def no_compiler(monkeypatch: pytest.MonkeyPatch, new_machine: None) -> Iterator[None]:
     """As in a process that CC=false started: no compiled loops, and nothing chosen or kept with them."""
-    from bridle.kernels import choice, native, tiles, winograd
+    from bridle.kernels import choice, fused, native, winograd
 
-    found = (native.library, tiles.library, winograd.library, choice.machine)
+    found = (native.library, fused.library, winograd.library, choice.machine)
     monkeypatch.setenv("CC", "false")
     for kept in found:
         kept.cache_clear()

@@ -50,8 +50,8 @@ class Case:
         way = {"forward": kernels.FORWARD, "input": kernels.INPUT}[what][name]
         if way.packs and not (self.kind is BF16 and packs()):
             pytest.skip("this processor, PyTorch or type is not packed for")
-        if way.planes and not kernels.exact(self.spec, args[0]):
-            pytest.skip("not a convolution, or not the precision, for Winograd's way")
+        if way.planes and not kernels.filters(self.spec, args[0]):
+            pytest.skip("not a convolution for Winograd's way")
         form = way.form(self.conv.weight.detach().to(self.kind), self.spec, args[0].shape)
         return way.compute(args[0], form, self.spec, *args[1:])
 
@@ -81,8 +81,8 @@ def test_gradient_of_the_input(shape: tuple[int, ...], name: str, kind: torch.dt
 @pytest.mark.parametrize("kind", OFF)
 def test_gradient_of_the_weight(shape: tuple[int, ...], name: str, kind: torch.dtype) -> None:
     case = Case(shape, kind)
-    if name == "winograd" and not kernels.exact(case.spec, case.hidden):
-        pytest.skip("not a convolution, or not the precision, for Winograd's way")
+    if name == "winograd" and not kernels.filters(case.spec, case.hidden):
+        pytest.skip("not a convolution for Winograd's way")
     found = kernels.WEIGHT_WAYS[name](case.gradient, case.hidden, case.spec)
     assert deviation(found, case.for_weight) < OFF[kind]
 

@@ -119,7 +119,8 @@ def test_what_drawing_made_of_weights_is_forgotten_though_they_are_trained_with(
 def test_all_that_is_compiled_is_there_where_there_is_a_compiler() -> None:
     """Or a fault in one file would only make things slow."""
     assert native.library(torch.float32) is not None
-    assert winograd.library() is not None
+    assert winograd.library(torch.float32) is not None
+    assert winograd.library(torch.bfloat16) is not None
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -138,7 +139,7 @@ def test_large_forms_of_float32_weights_are_not_kept(most: int, monkeypatch: pyt
     quicken(layer)
     layer(torch.ones(1, 16, 8, 8))
     kept = vars(layer)["_bridle_working"]["weight"].made.values()
-    assert any(form.shape[0] == winograd.PLANES for form in kept) == (most > 0)
+    assert any(form.shape[0] == winograd.planes(torch.float32) for form in kept) == (most > 0)
 
 
 @pytest.mark.parametrize("halved", [True, False])

@@ -1,5 +1,6 @@
-/* Attention in bfloat16 by matrix tiles (Intel AMX) that never keeps its probabilities: forward as FlashAttention-2
-   (arXiv 2307.08691) does, backward with the probabilities computed again from each query's level.
+/* Attention in bfloat16 that never keeps its probabilities, by matrix tiles (Intel AMX) or by AVX-512's products in
+   bfloat16: forward as FlashAttention-2 (arXiv 2307.08691) does, backward with the probabilities computed again from
+   each query's level.
 
    Scores lie turned: rows are keys, columns are queries. What belongs to a query, its maximum, its sum, its level, is
    then one lane of a vector, and nothing is summed across one. All products are of one kind, `multiply`. */
@@ -9,18 +10,23 @@
 #ifdef __AMXBF16__
 #define __AMX_BF16__ /* as older clangs call it */
 #endif
-#if defined(__linux__) && defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
+#if defined(__linux__) && defined(__AMX_BF16__)
+#define TILES
+#endif
+#if defined(__AVX512BF16__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)
 
 #include <immintrin.h>
+#ifdef TILES
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #else
 #define omp_get_thread_num() 0
 #endif
 
-#define WIDE 32     /* both sides of what one `multiply` computes, and the depth of its steps */
+#define WIDE 32     /* both sides of what one `multiply` computes; depths are made up to multiples of it */
 #define KEYS 128    /* of a block of scores */
 #define QUERIES 128 /* of a block of scores, backward */
 #define LOG2E 1.44269504f
@@ -35,7 +41,12 @@ static inline __mmask16 first_of(size left) { return left < 16 ? (__mmask16)((1u
 static inline __m512 all(float value) { return _mm512_set1_ps(value); }
 static inline __m512 sixteen(const float *at) { return _mm512_loadu_ps(at); }
 
-/* --- tiles: 8 registers of 16 rows of 64 bytes */
+/* --- the product: c[32, 32] = a[32, deep] b[deep, 32], on top of c where `add`
+
+   Of b, pairs of rows lie together, element by element. a_row, b_row, c_row: elements between rows, of b between pairs
+   of rows. deep: even; what follows, up to a multiple of WIDE, is zeros. rows, columns: what of c is wanted. */
+
+#ifdef TILES
 
 /* Whether the system lets this process use them; asked once, it holds for all threads. */
 int attends(void) {
@@ -43,7 +54,7 @@ int attends(void) {
     return syscall(SYS_arch_prctl, request, tiles) == 0;
 }
 
-/* How this thread's were used before. */
+/* Tiles are 8 registers of 16 rows of 64 bytes. How this thread's were used before. */
 typedef struct {
     uint8_t config[64] ALIGNED;
 } Before;
@@ -65,10 +76,8 @@ static inline void give_tiles(const Before *before) {
     _tile_loadconfig(before->config);
 }
 
-/* c[32, 32] = a[32, 32 * steps] b[32 * steps, 32], on top of c where `add`. Of b, pairs of rows lie together, element
-   by element. a_row, b_row, c_row: elements between rows, of b between pairs of rows. rows, columns: what of c is
-   wanted; 16 and less spare the rest. */
-static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row, size steps, float *c, size c_row,
+/* 16 rows or columns and less spare the rest. */
+static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row, size deep, float *c, size c_row,
                             int add, size rows, size columns) {
     float *below = c + 16 * c_row;
     int tall = rows > 16, broad = columns > 16;
@@ -83,7 +92,7 @@ static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row
         if (tall) _tile_loadd(2, below, 4 * c_row);
         if (tall && broad) _tile_loadd(3, below + 16, 4 * c_row);
     }
-    for (size step = 0; step < steps; step++, a += 32, b += 16 * b_row) {
+    for (size at = 0; at < deep; at += WIDE, a += WIDE, b += WIDE / 2 * b_row) {
         _tile_loadd(4, a, 2 * a_row);
         _tile_loadd(6, b, 2 * b_row);
         _tile_dpbf16ps(0, 4, 6);
@@ -102,6 +111,51 @@ static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row
     if (tall) _tile_stored(2, below, 4 * c_row);
     if (tall && broad) _tile_stored(3, below + 16, 4 * c_row);
 }
+
+#else
+
+int attends(void) { return 1; }
+
+typedef char Before;
+static inline void take_tiles(Before *before) { (void)before; }
+static inline void give_tiles(const Before *before) { (void)before; }
+
+#define TALL 8 /* rows whose sums stay in registers */
+
+/* So many rows, of 16 columns, or 32 where `broad`. */
+static inline __attribute__((always_inline)) void multiply_rows(const bf16 *a, size a_row, const bf16 *b, size b_row,
+                                                                size deep, float *c, size c_row, int add, int broad) {
+    __m512 sums[TALL][2];
+    for (int r = 0; r < TALL; r++)
+        for (int h = 0; h <= broad; h++)
+            sums[r][h] = add ? _mm512_loadu_ps(c + r * c_row + 16 * h) : _mm512_setzero_ps();
+    for (size at = 0; at < deep; at += 2, a += 2, b += b_row) {
+        __m512bh left = (__m512bh)_mm512_loadu_si512(b), right = left;
+        if (broad) right = (__m512bh)_mm512_loadu_si512(b + 32);
+        for (int r = 0; r < TALL; r++) {
+            int32_t both;
+            memcpy(&both, a + r * a_row, 4);
+            __m512bh pair = (__m512bh)_mm512_set1_epi32(both);
+            sums[r][0] = _mm512_dpbf16_ps(sums[r][0], pair, left);
+            if (broad) sums[r][1] = _mm512_dpbf16_ps(sums[r][1], pair, right);
+        }
+    }
+    for (int r = 0; r < TALL; r++)
+        for (int h = 0; h <= broad; h++) _mm512_storeu_ps(c + r * c_row + 16 * h, sums[r][h]);
+}
+
+/* Spares rows beyond the next multiple of 8, and columns beyond one of 16. */
+static inline void multiply(const bf16 *a, size a_row, const bf16 *b, size b_row, size deep, float *c, size c_row,
+                            int add, size rows, size columns) {
+    for (size r = 0; r < least(rows, WIDE); r += TALL) {
+        if (columns > 16)
+            multiply_rows(a + r * a_row, a_row, b, b_row, deep, c + r * c_row, c_row, add, 1);
+        else
+            multiply_rows(a + r * a_row, a_row, b, b_row, deep, c + r * c_row, c_row, add, 0);
+    }
+}
+
+#endif
 
 /* --- vectors */
 
@@ -281,14 +335,13 @@ void attend(const bf16 *q, const bf16 *k, const bf16 *v, const size *lies, bf16 
             for (size from = 0; from < s; from += KEYS) {
                 size count = least(KEYS, s - from);
                 for (size r = 0; r < count; r += WIDE)
-                    multiply(key + (from + r) * d, d, query + 2 * first, 2 * l, d / WIDE, scores + r * WIDE, WIDE, 0,
-                             WIDE, WIDE);
+                    multiply(key + (from + r) * d, d, query + 2 * first, 2 * l, depth, scores + r * WIDE, WIDE, 0, WIDE,
+                             WIDE);
                 hide(scores, keys - from, count);
                 for (int half = 0; half < 2; half++)
                     chances(scores + 16 * half, count, by, seen + half, sum + 16 * half, d, p + 32 * half);
                 for (size r = 0; r < d; r += WIDE)
-                    multiply(value + r * s + from, s, p, 2 * WIDE, count / WIDE, sum + r * WIDE, WIDE, 1,
-                             depth - r, WIDE);
+                    multiply(value + r * s + from, s, p, 2 * WIDE, count, sum + r * WIDE, WIDE, 1, depth - r, WIDE);
             }
             size wanted = least(WIDE, queries - first);
             for (int half = 0; half < 2; half++) {
@@ -394,22 +447,22 @@ void attend_backward(const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *o,
                 for (size r = 0; r < count; r += WIDE)
                     for (size c = 0; c < wide; c += WIDE) {
                         float scores[WIDE * WIDE] ALIGNED, gradient[WIDE * WIDE] ALIGNED;
-                        size row = (from + r) * d, at = first + c, steps = d / WIDE;
+                        size row = (from + r) * d, at = first + c;
                         const bf16 *asked = query_columns + 2 * at, *pulled = pull_columns + 2 * at;
-                        multiply(key_rows + row, d, asked, 2 * l, steps, scores, WIDE, 0, WIDE, WIDE);
-                        multiply(value_rows + row, d, pulled, 2 * l, steps, gradient, WIDE, 0, WIDE, WIDE);
+                        multiply(key_rows + row, d, asked, 2 * l, depth, scores, WIDE, 0, WIDE, WIDE);
+                        multiply(value_rows + row, d, pulled, 2 * l, depth, gradient, WIDE, 0, WIDE, WIDE);
                         hide(scores, keys - from - r, WIDE);
                         differentiate(scores, gradient, levels + at, drift + at, by, &block, r, c);
                     }
                 for (size c = 0; c < d; c += WIDE) {
                     const bf16 *asked = query_pairs + first * d + 2 * c, *pulled = pull_pairs + first * d + 2 * c;
                     for (size r = 0; r < count && dk; r += WIDE) {
-                        size row = r * QUERIES, to = r * d + c, steps = wide / WIDE, left = depth - c;
-                        multiply(block.ds + row, QUERIES, asked, 2 * d, steps, for_key + to, d, 1, WIDE, left);
-                        multiply(block.p + row, QUERIES, pulled, 2 * d, steps, for_value + to, d, 1, WIDE, left);
+                        size row = r * QUERIES, to = r * d + c, left = depth - c;
+                        multiply(block.ds + row, QUERIES, asked, 2 * d, wide, for_key + to, d, 1, WIDE, left);
+                        multiply(block.p + row, QUERIES, pulled, 2 * d, wide, for_value + to, d, 1, WIDE, left);
                     }
                     for (size i = 0; i < wide; i += WIDE)
-                        multiply(keys_turned + c * s + from, s, block.pairs + 2 * i, 2 * QUERIES, count / WIDE,
+                        multiply(keys_turned + c * s + from, s, block.pairs + 2 * i, 2 * QUERIES, count,
                                  for_query + c * l + first + i, l, 1, depth - c, WIDE);
                 }
             }

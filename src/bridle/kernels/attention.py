@@ -2,9 +2,9 @@
 
 PyTorch's flash attention keeps no probabilities and is good forward; its backward pass on a CPU runs at a tenth of the
 rate of matrix products. Where one side is short (captions, small latents), keeping the probabilities is faster. On
-processors with matrix tiles (Intel AMX), a kernel of our own (`attention.c`) does both passes in bfloat16. Elsewhere,
-where both sides are long, probabilities are computed again in the backward pass, some rows of one head at a time, with
-loops of our own between the products; with PyTorch's own softmax that was slower than flash.
+processors with instructions for bfloat16 (AVX-512's, Intel AMX), a kernel of our own (`attention.c`) does both passes
+in it. Elsewhere, where both sides are long, probabilities are computed again in the backward pass, some rows of one
+head at a time, with loops of our own between the products; with PyTorch's own softmax that was slower than flash.
 """
 
 import math
@@ -18,7 +18,7 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from bridle.kernels import native, tiles
+from bridle.kernels import fused, native
 from bridle.kernels.choice import pick
 from bridle.kernels.stand_in import Undo
 from bridle.kernels.working import BF16, computed_in
@@ -99,7 +99,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     if kind not in native.KINDS or any(part.dtype is not kind for part in parts):
         return flash(*parts)
     wanted = [torch.is_grad_enabled() and part.requires_grad for part in parts]
-    learns, by_tiles = any(wanted), tiles.fits(*parts)
+    learns, fuses = any(wanted), fused.fits(*parts)
 
     def timed(name: str) -> Any:
         given = [part.detach().requires_grad_(want) for part, want in zip(parts, wanted, strict=True)]
@@ -115,10 +115,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     def ways() -> dict[str, Any]:
         few = query[..., 0].numel() * key.shape[2] <= KEPT
         compiles = learns and native.library(kind) is not None
-        names = ["flash", *["kept"] * few, *["again"] * compiles, *["tiled"] * by_tiles]
+        names = ["flash", *["kept"] * few, *["again"] * compiles, *["fused"] * fuses]
         return {name: timed(name) for name in names}
 
-    shape = *query.shape, key.shape[2], *wanted, kind, "tiles" * by_tiles
+    shape = *query.shape, key.shape[2], *wanted, kind, "fused" * fuses
     return WAYS[pick(("attend", *shape), ways)](query, key, value)
 
 
@@ -205,20 +205,20 @@ def split(numbers: Tensor, kind: torch.dtype) -> Tensor:
     return torch.stack(parts, 1)
 
 
-def tiled(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Both passes by matrix tiles."""
+def fuse(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Both passes by one kernel each."""
     if not torch.is_grad_enabled() or not (query.requires_grad or key.requires_grad or value.requires_grad):
-        return tiles.attend(query, key, value, learns=False)[0]
-    output: Tensor = Tiled.apply(query, key, value)
+        return fused.attend(query, key, value, learns=False)[0]
+    output: Tensor = Fused.apply(query, key, value)
     return output
 
 
-class Tiled(Function):
+class Fused(Function):
     """The same, with gradients."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
-        output, level = tiles.attend(query, key, value, learns=True)
+        output, level = fused.attend(query, key, value, learns=True)
         ctx.save_for_backward(query, key, value, output, level)
         return output
 
@@ -228,7 +228,7 @@ class Tiled(Function):
         gradient = gradient.to(BF16)
         if gradient.stride(-1) != 1:
             gradient = gradient.contiguous()
-        return tiles.attend_backward(gradient, *ctx.saved_tensors, all_three=any(ctx.needs_input_grad[1:]))
+        return fused.attend_backward(gradient, *ctx.saved_tensors, all_three=any(ctx.needs_input_grad[1:]))
 
 
-WAYS = {"flash": flash, "kept": kept, "again": again, "tiled": tiled}
+WAYS = {"flash": flash, "kept": kept, "again": again, "fused": fuse}

@@ -2,7 +2,7 @@
 
 oneDNN is the best there is for many shapes and collapses for some: the weight gradient of 3x3 convolutions over few
 pixels is 5 to 25 times faster as a matrix product over gathered neighbourhoods, the input gradient of a locked one as a
-forward convolution with turned weights. In float32 a 3x3 one can do with a quarter of the multiplications (`winograd`).
+forward convolution with turned weights. A 3x3 one can do with fewer multiplications (`winograd`).
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,6 @@ from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
 from bridle.kernels.working import BF16, Layer, cast, gradient_type, learns, sum_rows
 
 MOST_KEPT = 2**22  # numbers in a form of a float32 weight beyond which it is made anew every time: 16 MiB
-PLANES_A_WEIGHT = winograd.PLANES // 9
 
 
 def fits(conv: nn.Conv2d) -> bool:
@@ -225,7 +224,7 @@ def weight_gradient(gradient: Tensor, hidden: Tensor, spec: Spec) -> Tensor:
         return found.to(gradient_type(weight), memory_format=order)
 
     def timed() -> dict[str, Any]:
-        names = ["direct", *["product"] * gathers(hidden, spec.kernel), *["winograd"] * exact(spec, hidden)]
+        names = ["direct", *["product"] * gathers(hidden, spec.kernel), *["winograd"] * filters(spec, hidden)]
         return {name: lambda name=name: in_full(WEIGHT_WAYS[name]) for name in names}
 
     return in_full(WEIGHT_WAYS[pick(("weight", *spec.numbers, *hidden.shape, hidden.dtype), timed)])
@@ -243,7 +242,7 @@ class Way:
     gathers: bool = False  # it reads neighbourhoods as rows
     packs: bool = False  # it is worth its form only where that is made once
     strides: bool = True  # it knows strides beyond 1
-    planes: bool = False  # it computes by Winograd's planes, four times as many as there are weights
+    planes: bool = False  # it computes by Winograd's planes, in which there are more numbers than weights
 
 
 FORWARD: dict[str, Way] = {
@@ -299,7 +298,7 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
 
 def keeps(way: Way, spec: Spec, kind: torch.dtype) -> bool:
     """Whether the weight's form lasts: float32 ones only where small, or the weights would lie in memory twice."""
-    times = PLANES_A_WEIGHT if way.planes else 1
+    times = winograd.planes(kind) / 9 if way.planes else 1
     return not spec.trained and (kind is BF16 or spec.conv.weight.numel() * times <= MOST_KEPT)
 
 
@@ -312,14 +311,14 @@ def able(ways: dict[str, Way], spec: Spec, hidden: Tensor) -> Sequence[str]:
         if (small or not way.gathers)
         and (packable or not way.packs)
         and (spec.stride == 1 or way.strides)
-        and (not way.planes or exact(spec, hidden))
+        and (not way.planes or filters(spec, hidden))
     ]
     return [name for name in found if PACKED.get(name) not in found]
 
 
-def exact(spec: Spec, hidden: Tensor) -> bool:
-    """Whether Winograd's way is one: it rounds too much for less than float32."""
-    return hidden.dtype is torch.float32 and winograd.fits(spec.kernel, spec.stride, spec.padding)
+def filters(spec: Spec, hidden: Tensor) -> bool:
+    """Whether Winograd's minimal filtering is a way, and one of fewer products: 2x2 pixels take no more than its 16."""
+    return min(hidden.shape[2:]) > 2 and winograd.fits(spec.kernel, spec.stride, spec.padding, hidden.dtype)
 
 
 # What computes the same with a weight that oneDNN need not rearrange first: there is nothing to measure.

@@ -1,4 +1,4 @@
-"""`attention.c` as functions of tensors: attention by matrix tiles, on the processors that have them.
+"""`attention.c` as functions of tensors: attention in one kernel a pass, on processors for it.
 
 Tensors are bfloat16, on the CPU, [B, heads, L or S, D], D even; elements of a row lie together, rows anywhere. What is
 returned lies as [B, L or S, heads, D], as the projections around attention want it.
@@ -20,7 +20,7 @@ FURTHEST = 2**27  # elements between rows: sixteen of them are counted in 32 bit
 
 @cache
 def library() -> Any:
-    """The compiled functions; None where there is no compiler, or the processor or the system has no tiles."""
+    """The compiled functions; None where there is no compiler, or no AVX-512 with bfloat16."""
     found = load("attention.c")
     if found is None or not found.attends():
         return None

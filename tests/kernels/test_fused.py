@@ -1,4 +1,4 @@
-"""Attention by matrix tiles is attention, for every shape, and leaves everything else alone."""
+"""Attention in one kernel is attention, for every shape, and leaves everything else alone."""
 
 import math
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bridle.kernels import attention, tiles
+from bridle.kernels import attention, fused
 
 BF16 = torch.bfloat16
-pytestmark = pytest.mark.skipif(tiles.library() is None, reason="no C compiler, or no matrix tiles here")
+pytestmark = pytest.mark.skipif(fused.library() is None, reason="no C compiler, or no AVX-512 with bfloat16 here")
 
 
 def make(batch: int, heads: int, rows: int, depth: int) -> Tensor:
@@ -44,21 +44,21 @@ def test_it_is_attention_forward_and_backward(shape: tuple[int, ...], threads: i
     slopes = torch.autograd.grad(expected, exact, pull.double())
     for part in given:
         part.requires_grad_()
-    output = attention.tiled(*given)
+    output = attention.fuse(*given)
     found = torch.autograd.grad(output, given, pull)
     assert distance(output, expected.detach()) < 4e-3
     for mine, slope in zip(found, slopes, strict=True):
         # Of one key, scores have no gradient, and what is left is the rounding of its terms.
         assert float((mine.double() - slope).norm()) < 5e-3 * float(slope.norm()) + (0.02 if keys == 1 else 0)
     with torch.no_grad():
-        assert torch.equal(attention.tiled(*given), output)
+        assert torch.equal(attention.fuse(*given), output)
 
 
 def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     torch.manual_seed(0)
     given = [40 * make(1, 2, 300, 32), 40 * make(1, 2, 300, 32), make(1, 2, 300, 32)]
     exact = F.scaled_dot_product_attention(*(part.double() for part in given))
-    assert distance(attention.tiled(*given), exact) < 4e-3
+    assert distance(attention.fuse(*given), exact) < 4e-3
 
 
 @pytest.mark.parametrize("score", [-300.0, 300.0])
@@ -70,7 +70,7 @@ def test_scores_far_from_zero_change_no_gradient(score: float) -> None:
     exact = [part.double().requires_grad_() for part in (query, key, value)]
     slopes = torch.autograd.grad(F.scaled_dot_product_attention(*exact), exact, pull.double())
     given = [part.requires_grad_() for part in (query, key, value)]
-    found = torch.autograd.grad(attention.tiled(*given), given, pull)
+    found = torch.autograd.grad(attention.fuse(*given), given, pull)
     assert distance(found[2], slopes[2]) < 5e-3
     for mine, slope in zip(found, slopes, strict=True):  # all but the entry that the scores' rounding decides
         assert distance(mine[..., 1:], slope[..., 1:]) < 5e-3
@@ -83,7 +83,7 @@ def test_what_is_no_number_is_not_made_one(place: int, number: float) -> None:
     torch.manual_seed(0)
     given = [make(1, 2, 40, 32) for _ in range(3)]
     given[place][0, 1, 7, 5] = number
-    output = attention.tiled(*given)
+    output = attention.fuse(*given)
     assert not output[0, 1].isfinite().all()
     assert output[0, 0].isfinite().all(), "the other head has not seen it"
 
@@ -93,9 +93,9 @@ def test_a_query_alone_gets_its_gradient() -> None:
     torch.manual_seed(0)
     query, key, value = make(2, 4, 50, 32).requires_grad_(), make(2, 4, 77, 32), make(2, 4, 77, 32)
     pull = make(2, 4, 50, 32)
-    (alone,) = torch.autograd.grad(attention.tiled(query, key, value), query, pull)
+    (alone,) = torch.autograd.grad(attention.fuse(query, key, value), query, pull)
     given = [query, key.requires_grad_(), value.requires_grad_()]
-    assert torch.equal(alone, torch.autograd.grad(attention.tiled(*given), given, pull)[0])
+    assert torch.equal(alone, torch.autograd.grad(attention.fuse(*given), given, pull)[0])
 
 
 def test_rows_may_lie_anywhere(threads: int) -> None:
@@ -109,7 +109,7 @@ def test_rows_may_lie_anywhere(threads: int) -> None:
     outputs = []
     for parts in (given, [part.contiguous() for part in given]):
         parts = [part.detach().requires_grad_() for part in parts]
-        output = attention.tiled(*parts)
+        output = attention.fuse(*parts)
         outputs.append([output, *torch.autograd.grad(output, parts, pull)])
     assert all(torch.equal(one, other) for one, other in zip(*outputs, strict=True))
     assert torch.equal(whole.view(torch.int16), kept.view(torch.int16))
@@ -132,24 +132,24 @@ def fitting() -> list[Tensor]:
     ids=["float32", "odd depth", "rows apart", "keys for all samples", "deeper values", "no queries"],
 )
 def test_what_it_does_not_know_is_left_to_others(change: Callable[..., list[Tensor]]) -> None:
-    """Also after the same shape has been attended with by tiles."""
+    """Also after the same shape has been attended with so."""
     torch.manual_seed(0)
     given = fitting()
-    assert tiles.fits(*given)
+    assert fused.fits(*given)
     attention.attend(*given)
     other = change(*given)
-    assert not tiles.fits(*other)
+    assert not fused.fits(*other)
     exact = F.scaled_dot_product_attention(*(part.double() for part in other))
     torch.testing.assert_close(attention.attend(*other).double(), exact, rtol=0.02, atol=0.02)
 
 
 def test_the_type_that_tensors_are_made_in_does_not_matter() -> None:
     before, given = torch.get_default_dtype(), [part.requires_grad_() for part in fitting()]
-    expected = attention.tiled(*given)
+    expected = attention.fuse(*given)
     torch.set_default_dtype(BF16)
     try:
-        assert tiles.attend(*given, learns=True)[1].dtype is torch.float32
-        assert torch.equal(attention.tiled(*given), expected)
+        assert fused.attend(*given, learns=True)[1].dtype is torch.float32
+        assert torch.equal(attention.fuse(*given), expected)
     finally:
         torch.set_default_dtype(before)
 
@@ -159,5 +159,5 @@ def test_products_after_it_are_what_they_were() -> None:
     torch.manual_seed(0)
     left, right = torch.randn(70, 90).to(BF16), torch.randn(90, 50).to(BF16)
     before = left @ right
-    attention.tiled(*(make(1, 2, 40, 32) for _ in range(3)))
+    attention.fuse(*(make(1, 2, 40, 32) for _ in range(3)))
     assert torch.equal(left @ right, before)
