@@ -13,6 +13,9 @@ base, which time `generate` from prompt to pixels.
     python benchmarks/sampling.py sd15-512 --rounds 3 --steps 4
     python benchmarks/sampling.py sd15-512 --batch 4 --steps 20
     python benchmarks/sampling.py embedded --precision fp32      # as where the processor is no faster in bfloat16
+
+With --float32, of one base and control, each is also compared to what the stock pipeline draws of the same weights in
+float32: what the precision costs the stock pipeline, and what ours.
 """
 
 import argparse
@@ -52,16 +55,21 @@ from bridle.sample.steering import Steering
 
 Draw = Callable[[int], Tensor]  # steps to what was drawn
 STOCK = "stock"
+FLOAT32 = "float32"  # what the stock pipeline draws in it, of the same weights; not timed
 SIZE = (128, 128)  # of the embedded base's pictures
 
 
 @dataclass
 class Costs:
-    """Of one kind: seconds of each round, and the relative distance of its result to the stock pipeline's."""
+    """Of one kind: seconds of each round, and the relative distance of its result to the stock pipeline's.
+
+    And to that of the stock pipeline in float32, where that was drawn.
+    """
 
     cpu_s: list[float] = field(default_factory=list)
     wall_s: list[float] = field(default_factory=list)
     deviation: float = 0.0
+    from_float32: float | None = None
 
 
 def wake(control: Control) -> Control:
@@ -110,6 +118,10 @@ def sd15_kinds(size_px: int, batch: int, precision: Precision, device: str, arou
     def by_stock(steps: int) -> Tensor:
         return stock(**told, image=hint, latents=latents.clone(), num_inference_steps=steps).images
 
+    def in_float32(steps: int) -> Tensor:
+        exact = {name: what.float() if isinstance(what, Tensor) else what for name, what in told.items()}
+        return widened(stock)(**exact, image=hint, latents=latents.float(), num_inference_steps=steps).images
+
     def by_ours(steps: int, speed: str | None) -> Tensor:
         with ExitStack() as inside:
             rig = inside.enter_context(attach(ours, it=control))
@@ -119,7 +131,17 @@ def sd15_kinds(size_px: int, batch: int, precision: Precision, device: str, arou
             return ours(**told, latents=latents.clone(), num_inference_steps=steps).images
 
     around.enter_context(hasten(ours, control))
-    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+    ways = {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+    return {STOCK: by_stock, FLOAT32: in_float32} | ways
+
+
+def widened(stock: Any) -> Any:
+    """The same pipeline in float32, with weights of its own, but the same as numbers."""
+    exact = copy.copy(stock)
+    for name, part in stock.components.items():
+        if isinstance(part, nn.Module):
+            setattr(exact, name, copy.deepcopy(part).float())
+    return exact
 
 
 def ddim() -> Any:
@@ -140,17 +162,18 @@ def embedded_kinds(batch: int, precision: Precision, device: str) -> dict[str, D
     prompts, seeds = ["a red wooden chair on a grey floor"] * batch, list(range(batch))
     stock = stock_pipeline(base, control, precision)
 
-    def by_stock(steps: int) -> Tensor:
+    def by_stock(steps: int, pipeline: Any = stock) -> Tensor:
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = [Image.fromarray(hint) for hint in hints]
         told = {"prompt": prompts, "image": images, "generator": generators, "guidance_scale": 4.0, "output_type": "np"}
-        return torch.from_numpy(stock(**told, num_inference_steps=steps).images) * 255
+        return torch.from_numpy(pipeline(**told, num_inference_steps=steps).images) * 255
 
     def by_ours(steps: int, speed: str) -> Tensor:
         how = SampleSettings(steps=steps, guidance=4.0, batch=batch, precision=precision, speed=cast(Speed, speed))
         return torch.from_numpy(np.stack(generate(base, control, hints, prompts, seeds, how))).float()
 
-    return {STOCK: by_stock} | {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+    ways = {speed: lambda steps, speed=speed: by_ours(steps, speed) for speed in ("exact", *SPEEDS)}
+    return {STOCK: by_stock, FLOAT32: lambda steps: by_stock(steps, widened(stock))} | ways
 
 
 def request_kinds(batch: int, precision: Precision, device: str) -> dict[str, Draw]:
@@ -208,12 +231,17 @@ def stock_pipeline(base: Any, control: Control, precision: Precision) -> Any:
 # --- what is measured
 
 
-def measure(kinds: dict[str, Draw], rounds: int, steps: int) -> dict[str, Costs]:
+def measure(kinds: dict[str, Draw], exact: Tensor | None, rounds: int, steps: int) -> dict[str, Costs]:
+    """Args: exact: what is drawn in float32, or None."""
     costs = {name: Costs() for name in kinds}
     reference = kinds[STOCK](steps).float().cpu()
     for name, draw in kinds.items():  # the first call also chooses kernels and fills caches
-        costs[name].deviation = float((draw(steps).float().cpu() - reference).norm() / reference.norm())
+        found = draw(steps).float().cpu()
+        costs[name].deviation = distance(found, reference)
         print(f"{name}: deviation {costs[name].deviation:.4f}", flush=True)
+        if exact is not None:
+            costs[name].from_float32 = distance(found, exact)
+            print(f"{name}: from float32 {costs[name].from_float32:.4f}", flush=True)
     for turn in range(rounds):
         for name in kinds if turn % 2 == 0 else reversed(kinds):
             started_s, cpu_s = time.perf_counter(), time.process_time()
@@ -222,6 +250,10 @@ def measure(kinds: dict[str, Draw], rounds: int, steps: int) -> dict[str, Costs]
             costs[name].wall_s.append(time.perf_counter() - started_s)
             print(f"round {turn + 1}, {name}: {costs[name].wall_s[-1]:.2f} s", flush=True)
     return costs
+
+
+def distance(found: Tensor, reference: Tensor) -> float:
+    return float((found - reference).norm() / reference.norm())
 
 
 def gains(costs: dict[str, Costs], what: str) -> dict[str, list[float]]:
@@ -248,6 +280,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="pictures or requests at once")
     parser.add_argument("--precision", choices=TYPES, default="bf16", help="of both sides")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: a GPU, else the CPU")
+    parser.add_argument("--float32", action="store_true", help="compare to float32 as well; not of requests")
     parser.add_argument("--json", type=Path, help="where to write the figures")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -259,7 +292,11 @@ def main() -> None:
         else:
             size_px = int(options.case.removeprefix("sd15-"))
             kinds = sd15_kinds(size_px, options.batch, options.precision, device, around)
-        costs = measure(kinds, options.rounds, options.steps)
+        in_float32 = kinds.pop(FLOAT32, None)
+        if options.float32 and in_float32 is None:
+            parser.error(f"--float32 is not for the case {options.case}; leave it out")
+        exact = in_float32(options.steps).cpu() if options.float32 and in_float32 else None
+        costs = measure(kinds, exact, options.rounds, options.steps)
     show(costs, options.steps)
     if options.json:
         facts = {name: getattr(options, name) for name in ("case", "rounds", "steps", "batch", "precision")}
