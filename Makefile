@@ -41,6 +41,7 @@ bench: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/parts.py --size sd15 --latents 32 --json work/bench/parts-sd15.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/phases.py --size embedded --batch 24 --json work/bench/phases-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/loops.py
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gradients.py
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py requests --batch 8 --steps 10 --rounds 3 --json work/bench/requests.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --json work/bench/sampling-embedded.json
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/sampling.py embedded --batch 8 --steps 20 --precision fp32 --json work/bench/sampling-embedded-fp32.json
