@@ -10,7 +10,7 @@
 #ifdef __AMXBF16__
 #define __AMX_BF16__ /* as older clangs call it */
 #endif
-#if defined(__linux__) && defined(__AMX_BF16__)
+#if defined(__linux__) && defined(__AMX_BF16__) && !defined(NO_TILES)
 #define TILES
 #endif
 #if defined(__AVX512BF16__) && defined(__AVX512DQ__) && defined(__AVX512BW__) && defined(__AVX512VL__)

@@ -22,6 +22,8 @@ FURTHEST = 2**27  # elements between rows: sixteen of them are counted in 32 bit
 def library() -> Any:
     """The compiled functions; None where there is no compiler, or no AVX-512 with bfloat16."""
     found = load("attention.c")
+    if found is not None and not found.attends():  # there may be tiles that the system keeps from this process
+        found = load("attention.c", "NO_TILES")
     if found is None or not found.attends():
         return None
     found.attend.argtypes = [c_void_p] * 7 + HOW
