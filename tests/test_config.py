@@ -115,6 +115,16 @@ def test_an_override_that_is_no_toml_value_is_taken_as_it_stands(text: str) -> N
     assert read(Train, None, [f"prompt={text}"]).prompt == text
 
 
+@pytest.mark.parametrize("text", ["2024", "1.50", "true", "2024-11-28"])
+def test_an_override_needs_no_quotes_where_a_string_is_expected(text: str) -> None:
+    run = read(Run, None, [f"train.prompt={text}", f"train.out= {text}", "train.seed=7", "train.optim.lr=1"])
+    assert (run.train.prompt, run.train.out, run.train.seed, run.train.optim.lr) == (text, Path(text), 7, 1.0)
+    with pytest.raises(ConfigError, match=r"setting train.steps is .*; expected a whole number"):
+        read(Run, None, [f"train.steps={text}x"])
+    with pytest.raises(ConfigError, match=r"setting train.steps is 1.5; expected a whole number"):
+        read(Run, None, ["train.steps=1.5"])
+
+
 @pytest.mark.parametrize("override", ["steps", "=3", "steps.more=3"])
 def test_an_override_of_the_wrong_form_is_rejected(override: str) -> None:
     with pytest.raises(ConfigError, match="override '"):

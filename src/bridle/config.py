@@ -12,6 +12,7 @@ import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -19,6 +20,15 @@ from bridle.atomic import write_text
 from bridle.errors import ConfigError
 
 S = TypeVar("S")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Typed:
+    """A number or truth value that an override gave, and the text of it, which is meant where a string is expected."""
+
+    value: Any
+    text: str
+
 
 _EXPECTED = {
     bool: "true or false",
@@ -35,7 +45,8 @@ def read(settings: type[S], path: Path | None, overrides: Iterable[str] = ()) ->
     Args:
         settings: the dataclass to fill in; nested dataclasses are tables.
         path: the TOML file, or None for the defaults.
-        overrides: such as "train.lr=1e-5"; the value is read as TOML, and as a plain string where that fails.
+        overrides: such as "train.lr=1e-5"; the value is read as TOML, and as a plain string where that fails, or where
+            a string is expected: a folder may be called 2024.
 
     Raises: ConfigError: the file cannot be read or is no TOML, a key is unknown or missing, or a value has the wrong
         type.
@@ -153,11 +164,21 @@ def _value(text: str) -> Any:
         parsed = tomllib.loads(f"value = {text}")
     except ValueError:
         return text
-    return parsed["value"] if len(parsed) == 1 else text  # several lines can be several settings
+    if len(parsed) > 1:  # several lines can be several settings
+        return text
+    value = parsed["value"]
+    return value if isinstance(value, str | list | dict) else _Typed(value, text.strip())
 
 
 def _convert(value: Any, kind: Any, name: str) -> Any:
     """Check one value against its annotation; integers pass as floats, strings as paths, arrays as tuples."""
+    if isinstance(value, _Typed):
+        try:
+            return _convert(value.value, kind, name)
+        except ConfigError:
+            with suppress(ConfigError):
+                return _convert(value.text, kind, name)
+            raise
     origin = get_origin(kind)
     if origin in (typing.Union, types.UnionType):
         return _convert_union(value, get_args(kind), name)

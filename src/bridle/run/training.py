@@ -123,10 +123,17 @@ def processes(device: str) -> Generator[World]:
 @contextmanager
 def alone_in(folder: Path) -> Generator[None]:
     """Raises: TrainError: another process trains in this folder."""
-    with holding(folder / LOCK, wait=False) as alone:
-        if not alone:
-            raise TrainError(f"another training writes to {folder}; wait for its end, or give this one another --out")
-        yield
+    new = not folder.exists()
+    try:
+        with holding(folder / LOCK, wait=False) as alone:
+            if not alone:
+                remedy = "wait for its end, or give this one another --out"
+                raise TrainError(f"another training writes to {folder}; {remedy}")
+            yield
+    finally:
+        if new and folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
+            (folder / LOCK).unlink()
+            folder.rmdir()
 
 
 def share_data(settings: RunSettings, base: Base, folder: Path, world: World, force: bool) -> RunData:
