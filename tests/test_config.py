@@ -123,6 +123,8 @@ def test_an_override_needs_no_quotes_where_a_string_is_expected(text: str) -> No
         read(Run, None, [f"train.steps={text}x"])
     with pytest.raises(ConfigError, match=r"setting train.steps is 1.5; expected a whole number"):
         read(Run, None, ["train.steps=1.5"])
+    with pytest.raises(ConfigError, match=r"setting train.seed is \{'x': 3\}; expected"):
+        read(Run, None, ["train.seed.x=3"])
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", "steps.more=3"])

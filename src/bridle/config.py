@@ -29,6 +29,9 @@ class _Typed:
     value: Any
     text: str
 
+    def __repr__(self) -> str:
+        return repr(self.value)
+
 
 _EXPECTED = {
     bool: "true or false",

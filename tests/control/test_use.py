@@ -304,11 +304,15 @@ def test_where_nobody_says_at_which_step_a_call_is_a_schedule_is_refused(control
             pull(Rein("edge", control).set(hint=HINT, **schedule), 2, Unguided, nowhere)
 
 
-def test_a_hint_is_encoded_again_once_the_control_has_learned(control: Control) -> None:
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_hint_is_encoded_again_once_the_control_has_learned(control: Control, replaced: bool) -> None:
     rein = Rein("edge", control).set(hint=HINT)
     before = pull(rein, 2)
+    encoder = control.controlnet_cond_embedding
+    if replaced:
+        encoder.load_state_dict({name: 2 * weight for name, weight in encoder.state_dict().items()}, assign=True)
     with torch.no_grad():
-        for weight in control.controlnet_cond_embedding.parameters():
+        for weight in encoder.parameters() if not replaced else ():
             weight.mul_(2)
     after, fresh = pull(rein, 2), pull(Rein("edge", control).set(hint=HINT), 2)
     assert before is not None

@@ -21,7 +21,7 @@ from bridle.files.weights import load_control, read_metadata
 from bridle.lock import holding
 from bridle.run import RunSettings, evaluate_run, read_run, train_run
 from bridle.run.settings import open_run
-from bridle.run.training import facts
+from bridle.run.training import alone_in, facts
 from bridle.train.checkpoint import newest, newest_precision, read_facts
 from bridle.train.log import read_rows
 from bridle.train.settings import MachineSettings
@@ -229,6 +229,20 @@ def test_two_trainings_do_not_write_to_one_folder(done: Done, tmp_path: Path) ->
         train_run(longer, folder)
     assert snapshot(folder) == before
     assert train_run(longer, folder).outcome.step == STEPS + 1
+
+
+def test_a_training_that_is_refused_leaves_the_folder_of_the_one_that_runs(tmp_path: Path) -> None:
+    """Also where that has not written anything yet; and one that comes to nothing leaves none behind."""
+    folder = tmp_path / "run"
+    with holding(folder / ".lock", wait=False):
+        with pytest.raises(TrainError, match="another training"), alone_in(folder):
+            pass
+        assert folder.exists()
+    (folder / ".lock").unlink()
+    folder.rmdir()
+    with pytest.raises(DataError), alone_in(folder):
+        raise DataError("no pairs")
+    assert not folder.exists()
 
 
 def without_a_picture(done: Done, folder: Path, of: str) -> RunSettings:

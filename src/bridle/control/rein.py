@@ -1,6 +1,6 @@
 """One attached control: its hint, how strongly it pulls, and where in the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Self, get_args
 
@@ -40,7 +40,9 @@ class Rein:
         self._prepared: Tensor | None = None  # the hint as the control's encoder takes it
         self._features: Tensor | None = None
         self._encoder: Any = None  # the state of the weights that they were encoded with
-        self._weights = tuple(control.parameters())  # looking for them in every step would take ten times as long
+        # Where the weights are kept, which others may take the place of; looking for that in every step takes ten times
+        # as long as looking there.
+        self._places = [(module._parameters, name) for module in control.modules() for name in module._parameters]
 
     def set(
         self,
@@ -116,13 +118,13 @@ class Rein:
         self.control.check_hint(self._prepared, call)
         if torch.is_grad_enabled():
             return self.control.encode(self._prepared)
-        encoder = state_of(self._weights)
+        encoder = state_of(weight for kept, name in self._places if (weight := kept[name]) is not None)
         if self._features is None or self._encoder != encoder:
             self._features, self._encoder = self.control.encode(self._prepared), encoder
         return self._features
 
 
-def state_of(weights: Sequence[Tensor]) -> list[tuple[int, int]]:
+def state_of(weights: Iterable[Tensor]) -> list[tuple[int, int]]:
     """What tells when weights have changed; of those that inference mode made, nothing does."""
     return [(one.data_ptr(), 0 if one.is_inference() else one._version) for one in weights]
 

@@ -3,7 +3,7 @@
 import copy
 import time
 from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,16 +124,16 @@ def processes(device: str) -> Generator[World]:
 def alone_in(folder: Path) -> Generator[None]:
     """Raises: TrainError: another process trains in this folder."""
     new = not folder.exists()
-    try:
-        with holding(folder / LOCK, wait=False) as alone:
-            if not alone:
-                remedy = "wait for its end, or give this one another --out"
-                raise TrainError(f"another training writes to {folder}; {remedy}")
+    with holding(folder / LOCK, wait=False) as alone:
+        if not alone:
+            raise TrainError(f"another training writes to {folder}; wait for its end, or give this one another --out")
+        try:
             yield
-    finally:
-        if new and folder.is_dir() and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
-            (folder / LOCK).unlink()
-            folder.rmdir()
+        finally:
+            if new and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
+                with suppress(OSError):  # Windows keeps files that are open
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def share_data(settings: RunSettings, base: Base, folder: Path, world: World, force: bool) -> RunData:
