@@ -90,6 +90,23 @@ def test_several_add_up_and_come_off_in_any_order(order: tuple[int, ...]) -> Non
     assert same(snapshot(unet), before)
 
 
+def test_a_delta_counts_once_but_what_two_have_in_common_twice() -> None:
+    unet, before, delta = tiny.make_unet(), snapshot(tiny.make_unet()), make_delta(0)
+    other = make_delta(1) | {CHANGED[0]: delta[CHANGED[0]].clone()}
+    removers = [apply_delta(unet, one) for one in (delta, copy.deepcopy(delta), other)]
+    twice = before[CHANGED[0]] + delta[CHANGED[0]] + other[CHANGED[0]]
+    torch.testing.assert_close(dict(unet.named_parameters())[CHANGED[0]].detach(), twice)
+    alone = tiny.make_unet()
+    for one in (delta, other):
+        apply_delta(alone, one)
+    assert same(snapshot(unet), snapshot(alone))
+    removers[0]()
+    assert same(snapshot(unet), snapshot(alone))
+    for remove in removers[1:]:
+        remove()
+    assert same(snapshot(unet), before)
+
+
 def test_a_unet_that_moved_meanwhile_is_restored_where_it_is() -> None:
     unet = tiny.make_unet()
     expected = snapshot(tiny.make_unet().to(torch.bfloat16))

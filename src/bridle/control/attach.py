@@ -14,6 +14,8 @@ from operator import add
 from types import TracebackType
 from typing import Any, Self
 
+import torch
+
 from bridle.control.control import Call, Control, denoiser_of
 from bridle.control.delta import apply_delta
 from bridle.control.progress import Progress
@@ -75,10 +77,11 @@ class Rig:
         return reduce(add, pulled).to(call[self.first.INPUT].dtype)
 
 
-def device_of(pipeline: Any, denoiser: Any) -> Any:
+def device_of(pipeline: Any, denoiser: Any) -> torch.device | None:
     """Where an offloaded denoiser computes, which rests elsewhere; None where it is not offloaded."""
     offloaded = hasattr(denoiser, "_hf_hook") or hasattr(denoiser, "_diffusers_hook")
-    return getattr(pipeline, "_execution_device", None) if offloaded else None
+    device = getattr(pipeline, "_execution_device", None) if offloaded else None
+    return None if device is None else torch.empty(0, device=device).device  # which GPU, where it says "cuda" alone
 
 
 def attach(pipeline: Any, **controls: Control) -> Rig:

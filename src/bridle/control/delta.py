@@ -97,7 +97,8 @@ class Ledger:
         self.deltas: dict[object, dict[str, Tensor]] = {}
 
     def add(self, key: object, delta: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> None:
-        self.deltas[key] = dict(delta)
+        alike = [known for known in self.deltas.values() if same(known, delta)]
+        self.deltas[key] = alike[0] if alike else dict(delta)
         for name in delta:
             if name not in self.originals:
                 self.originals[name] = parameters[name], parameters[name].detach().clone()
@@ -114,10 +115,8 @@ class Ledger:
     def _renew(self, name: str) -> None:
         """Set a parameter to its original plus all deltas; always from the original, so that no rounding adds up."""
         parameter, original = self.originals[name]
-        changes: list[Tensor] = []
-        for change in [delta[name] for delta in self.deltas.values() if name in delta]:
-            if not any(change is other or torch.equal(change, other) for other in changes):
-                changes.append(change)
+        different = {id(delta): delta for delta in self.deltas.values()}.values()
+        changes = [delta[name] for delta in different if name in delta]
         if not changes:
             parameter.copy_(original)
             del self.originals[name]
@@ -126,6 +125,14 @@ class Ledger:
         for change in changes:
             total += change.to(total)
         parameter.copy_(total)
+
+
+def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether two deltas are equal, on the same devices."""
+    return one.keys() == other.keys() and all(
+        mine is theirs or (mine.device == theirs.device and torch.equal(mine, theirs))
+        for mine, theirs in ((one[name], other[name]) for name in one)
+    )
 
 
 def to_float32(tensor: Tensor) -> Tensor:
