@@ -149,12 +149,20 @@ def test_settings_out_of_range_are_refused(values: dict[str, Any], said: str) ->
         SampleSettings(**values)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("place", [0, -1])
 def test_pictures_are_those_of_the_plain_pipeline(
-    base: Base, control: Control, monkeypatch: pytest.MonkeyPatch
+    base: Base, control: Control, precision: str, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = draw(base, control, precision="fp32")
+    """In bfloat16 by all ways but Winograd's, which rounds more: it has the next test."""
+
+    def pick(shape: Any, ways: Any) -> str:
+        return [name for name in ways() if precision == "fp32" or name != "winograd"][place]
+
+    monkeypatch.setattr(conv, "pick", pick)
+    found = draw(base, control, precision=precision)
     monkeypatch.setattr(sampler, "hasten", lambda *models: nullcontext())
-    assert distance(found, draw(base, control, precision="fp32")) <= 1
+    assert distance(found, draw(base, control, precision=precision)) <= (1 if precision == "fp32" else 8)
 
 
 @pytest.mark.parametrize("way", [None, "winograd"], ids=["fastest", "roundest"])
