@@ -10,7 +10,7 @@ LAST, BF16 = torch.channels_last, torch.bfloat16
 OFF = {torch.float32: 1.5e-6, BF16: 0.007}
 WEIGHT_OFF = {torch.float32: 3e-6, BF16: 0.007}
 TIMES = {torch.float32: 3, BF16: 3.5}  # as much as PyTorch rounds off
-pytestmark = pytest.mark.skipif(winograd.library() is None, reason="no C compiler here")
+pytestmark = pytest.mark.skipif(winograd.library(BF16) is None, reason="no C compiler here")
 SHAPES = [
     # samples, in, out, height, width
     (2, 5, 7, 9, 6),

@@ -31,7 +31,7 @@ ARGUMENTS = {
 
 
 @cache
-def library(kind: torch.dtype = torch.float32) -> Any:
+def library(kind: torch.dtype) -> Any:
     """The functions compiled for features of a type; None where this machine has no compiler for them."""
     found = load("winograd.c", *["FLOAT32"] * (kind is torch.float32))
     if found is not None:

@@ -67,7 +67,7 @@ def train_run(
 
     One of several processes where the environment says so, as torchrun and Ray do. Writes `settings.toml`, `cache/`,
     `checkpoints/`, `metrics.jsonl`, `probes.jsonl`, `events.jsonl`, `progress.png`, `previews/`, `control/` and, once
-    pictures obey, `best/`.
+    pictures obey, `best/`; while it runs it holds `.lock`.
 
     Args:
         force: go on although settings or data are not what the run began with.

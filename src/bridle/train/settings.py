@@ -86,9 +86,10 @@ class TrainSettings:
         require(self, "train", 0, "warmup", "weight_decay", "seed", "patience")
         if not 0 < self.peak_lr < inf:
             raise ConfigError(f"setting train.lr is {self.lr}; expected 'auto', or a number above 0")
-        for name in ("unlock_lr", "clip_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"setting train.{name} is {getattr(self, name)}; expected more than 0")
+        if not 0 < self.unlock_lr < inf:
+            raise ConfigError(f"setting train.unlock_lr is {self.unlock_lr}; expected a number above 0")
+        if not self.clip_norm > 0:
+            raise ConfigError(f"setting train.clip_norm is {self.clip_norm}; expected more than 0")
         if not 0 <= self.prompt_dropout <= 1:
             raise ConfigError(f"setting train.prompt_dropout is {self.prompt_dropout}; expected a share from 0 to 1")
         if not 0 <= self.decay <= 1:
