@@ -13,17 +13,25 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from bridle.errors import ConfigError, TrainError
-from bridle.train import optim
+from bridle.kernels import native
+from bridle.train import adamw, optim
 from bridle.train.optim import OptimizerKind, clip, make_optimizer, optimizer_state, restore_optimizer
 
-KINDS: list[OptimizerKind] = ["adamw", "adamw8bit"]
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 
 
-@pytest.fixture(params=KINDS)
-def kind(request: pytest.FixtureRequest) -> OptimizerKind:
-    if request.param == "adamw8bit":
+@pytest.fixture(params=["adamw", "adamw8bit", "bitsandbytes"])
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> OptimizerKind:
+    """Of those with 8 bits our own loop, and what stands in where there is none."""
+    if request.param == "bitsandbytes":
+        without_loops(monkeypatch)
+    if request.param == "bitsandbytes" or (request.param == "adamw8bit" and native.library() is None):
         pytest.importorskip("bitsandbytes")
-    return request.param
+    return "adamw" if request.param == "adamw" else "adamw8bit"
+
+
+def without_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optim, "compiles", lambda parameters: False)
 
 
 def make_model() -> nn.Sequential:
@@ -84,7 +92,7 @@ def test_a_gradient_may_lie_in_another_order_than_its_weight(
     weight: torch.Tensor, loop: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not loop:
-        monkeypatch.setattr(optim, "compiles", lambda parameters: False)
+        monkeypatch.setattr(adamw, "compiles", lambda parameters: False)
     ours, plain = nn.Parameter(weight.clone()), nn.Parameter(weight.clone(memory_format=torch.contiguous_format))
     optimizer = make_optimizer("adamw", [{"params": [ours], "lr": 1e-2}], weight_decay=0.01)
     reference = torch.optim.AdamW([plain], lr=1e-2, weight_decay=0.01)
@@ -139,9 +147,44 @@ def test_the_state_of_another_kind_or_model_is_refused() -> None:
 
 
 def test_eight_bits_without_bitsandbytes_name_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_loops(monkeypatch)
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(ConfigError, match="pip install bitsandbytes"):
         both("adamw8bit", make_model())
+
+
+@needs_compiler
+def test_eight_bits_learn_as_float32_does() -> None:
+    ends = []
+    for kind in ("adamw", "adamw8bit"):
+        model = make_model()
+        before = model[0].weight.detach().clone()
+        take_steps(model, both(kind, model), range(20))
+        ends.append(model[0].weight.detach() - before)
+    exact, rounded = ends
+    assert ((rounded - exact).norm() / exact.norm()).item() < 0.05
+
+
+@needs_compiler
+@pytest.mark.parametrize("turns", [("contiguous", "last"), ("last", "contiguous"), ("last", "last")])
+def test_eight_bits_go_on_with_blocks_of_another_order(turns: tuple[str, str]) -> None:
+    """As when a run goes on where there is no compiler, or with what bitsandbytes left."""
+    orders = {"last": torch.channels_last, "contiguous": torch.contiguous_format}
+    model = make_model().to(memory_format=orders[turns[0]])
+    optimizer = both("adamw8bit", model)
+    take_steps(model, optimizer, range(3))
+    state = optimizer_state(optimizer, names_of(model))
+    assert f"control.0.weight.absmax1{'_last' * (turns[0] == 'last')}" in state
+    other = make_model().to(memory_format=orders[turns[1]])
+    other.load_state_dict(model.state_dict())
+    going_on = both("adamw8bit", other)
+    restore_optimizer(going_on, names_of(other), {name: tensor.contiguous() for name, tensor in state.items()})
+    assert other[0].weight.is_contiguous(memory_format=orders[turns[1]])
+    before = other[0].weight.detach().clone()
+    for each, its in ((model, optimizer), (other, going_on)):
+        take_steps(each, its, range(3, 4))
+    moved = (model[0].weight - before).norm()
+    assert ((other[0].weight - model[0].weight).norm() / moved).item() < (0.03 if len(set(turns)) > 1 else 1e-9)
 
 
 @pytest.fixture

@@ -2,19 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Literal
 from typing import cast as typed
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import increment_version
 from torch.distributed.tensor import DTensor
 from torch.optim import AdamW, Optimizer
-from torch.optim.adamw import adamw
 
 from bridle.errors import ConfigError, TrainError
-from bridle.kernels import native
+from bridle.kernels import eight_bit, native
 from bridle.kernels.working import Working
+from bridle.train.adamw import DenseAdamW, DenseAdamW8bit, as_it_lies, compiles, reorder_blocks
 
 OptimizerKind = Literal["adamw", "adamw8bit"]
 TABLES = ("qmap1", "qmap2")  # of bitsandbytes: constants, the same for every parameter
@@ -34,108 +34,31 @@ def make_optimizer(
         groups: each {"params": [...], "lr": ...}, and whatever else the caller keeps there.
         products: weights whose gradients may be bfloat16, and the cast of which is renewed with them.
 
-    Raises: ConfigError: the kind needs an extra that is not installed.
+    Raises: ConfigError: the kind needs an extra that is not installed, where our own loops do not compute it.
     """
+    parameters = [parameter for group in groups for parameter in group["params"]]
     if kind == "adamw":
         return DenseAdamW([dict(group) for group in groups], weight_decay, products or {})
+    ours = compiles(parameters) and eight_bit.library() is not None
+    for parameter in parameters:
+        # Blocks of 8-bit moments follow the order in memory; bitsandbytes knows one order alone, we know two.
+        if not (ours and as_it_lies(parameter).is_contiguous()):
+            parameter.data = parameter.data.contiguous()
+    if ours:
+        return DenseAdamW8bit([dict(group) for group in groups], weight_decay, products or {})
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:
         remedy = "pip install bitsandbytes, or set it to 'adamw'"
         raise ConfigError(f"setting train.optimizer is {kind!r}, but bitsandbytes is not installed; {remedy}") from None
-    for group in groups:
-        for parameter in group["params"]:
-            # Its first step would do this anyway, but only after the state took over the old order in memory.
-            parameter.data = parameter.data.contiguous()
     optimizer: Optimizer = AdamW8bit([dict(group) for group in groups], weight_decay=weight_decay)
     return optimizer
 
 
-class DenseAdamW(AdamW):
-    """PyTorch's fused AdamW, which copies all that is not contiguous on the way in and out, given it as it lies.
-
-    Weights that convolve with channels last are dense, but in another order; the update asks for no order. On a CPU
-    that can compile, a loop of our own takes its place, which needs fewer passes; gradients may then be bfloat16.
-    """
-
-    def __init__(
-        self, groups: list[dict[str, Any]], weight_decay: float, products: Mapping[nn.Parameter, Working]
-    ) -> None:
-        super().__init__(groups, weight_decay=weight_decay, fused=True)
-        self.products = products
-        self.counts_changes = True
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
-        divide = getattr(self, "grad_scale", None)
-        for at, group in enumerate(self.param_groups):
-            trained = [
-                (number, parameter) for number, parameter in enumerate(group["params"]) if parameter.grad is not None
-            ]
-            for number, parameter in trained:
-                if not self.state[parameter]:
-                    self.state[parameter] = fresh_state(self, at, number)
-            parameters = [parameter for _, parameter in trained]
-            if parameters and compiles(parameters):
-                self.by_loop(group, parameters, 1.0 if divide is None else 1.0 / divide.item())
-                continue
-            states = [self.state[parameter] for parameter in parameters]
-            adamw(
-                [as_it_lies(parameter) for parameter in parameters],
-                [as_it_lies(lying_like(parameter, parameter.grad)) for parameter in parameters],
-                [as_it_lies(state["exp_avg"]) for state in states],
-                [as_it_lies(state["exp_avg_sq"]) for state in states],
-                [],
-                [state["step"] for state in states],
-                fused=True,
-                grad_scale=divide,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            increment_version(parameters)
-
-    def by_loop(self, group: dict[str, Any], parameters: Sequence[nn.Parameter], scale: float) -> None:
-        """The same for a group by our own loop. Args: scale: what gradients are multiplied by."""
-        beta1, beta2 = group["betas"]
-        for parameter in parameters:
-            state, gradient = self.state[parameter], parameter.grad
-            assert gradient is not None
-            taken = state["step"].add_(1).item()
-            corrected, root = 1 / (1 - beta1**taken), (1 - beta2**taken) ** -0.5
-            how = group["lr"], beta1, beta2, group["eps"], group["weight_decay"], corrected, root
-            gradient = lying_like(parameter, gradient)
-            forms = self.products.get(parameter)
-            cast = None if forms is None else forms.made.get("cast")
-            native.adamw(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], cast, scale, *how)
-            increment_version(parameter)
-            if forms is not None and cast is not None:
-                forms.renew(parameter)
-
-
-def compiles(parameters: Sequence[Tensor]) -> bool:
-    """Whether our own loops do: for dense float32 weights on a CPU that can compile, whole in this process."""
-    plain = all(type(parameter) in (Tensor, nn.Parameter) for parameter in parameters)
-    kind = {(parameter.device.type, parameter.dtype) for parameter in parameters}
-    return plain and kind == {("cpu", torch.float32)} and native.library() is not None
-
-
-def lying_like(parameter: Tensor, gradient: Tensor) -> Tensor:
-    """The gradient with its numbers in the order in which the parameter's lie."""
-    mine, its = parameter.stride(), gradient.stride()
-    if mine == its or all(size == 1 or a == b for size, a, b in zip(parameter.shape, mine, its, strict=True)):
-        return gradient
-    return torch.empty_like(parameter, dtype=gradient.dtype).copy_(gradient)
-
-
-def as_it_lies(tensor: Tensor) -> Tensor:
-    """The same memory as a contiguous tensor, where its channels are last."""
-    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return tensor.permute(0, 2, 3, 1) if last else tensor
+def has_eight_bits(on_cpu: bool) -> bool:
+    """Whether `make_optimizer` has a kind with 8 bits for dense float32 weights."""
+    ours = on_cpu and native.library() is not None and eight_bit.library() is not None
+    return ours or find_spec("bitsandbytes") is not None
 
 
 def halve_gradients(optimizer: Optimizer, *, on: bool) -> None:
@@ -184,8 +107,9 @@ def optimizer_state(optimizer: Optimizer, names: Mapping[nn.Parameter, str]) -> 
     """The state of every parameter that has taken a step, as "<name>.<entry>".
 
     Entries are "exp_avg", "exp_avg_sq" and "step" for "adamw"; "state1", "state2", "step" and, where these are uint8,
-    "absmax1" and "absmax2" for "adamw8bit". Tensors are the optimiser's own, not copies: write them before the next
-    step. Those of a sharded parameter are DTensors.
+    "absmax1" and "absmax2" for "adamw8bit" ("absmax1_last" and "absmax2_last" where blocks follow channels last).
+    Tensors are the optimiser's own, not copies: write them before the next step. Those of a sharded parameter are
+    DTensors.
     """
     states = typed(Mapping[nn.Parameter, dict[str, Any]], optimizer.state)
     return {
@@ -214,7 +138,7 @@ def restore_optimizer(optimizer: Optimizer, names: Mapping[nn.Parameter, str], t
             optimizer.state.pop(parameter, None)
             if names[parameter] in saved:
                 state = fresh_state(optimizer, group_at, at)
-                fill(state, saved[names[parameter]], names[parameter])
+                fill(state, reorder_blocks(saved[names[parameter]], parameter), names[parameter])
                 optimizer.state[parameter] = state
 
 
@@ -222,9 +146,8 @@ def fresh_state(optimizer: Optimizer, group_at: int, at: int) -> dict[str, Any]:
     """What the optimiser itself would begin with for one parameter: on its device, in its order in memory."""
     group = optimizer.param_groups[group_at]
     parameter = group["params"][at]
-    if isinstance(optimizer, AdamW):
-        step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-        return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    if isinstance(optimizer, DenseAdamW):
+        return optimizer.fresh(parameter)
     bitsandbytes: Any = optimizer
     bitsandbytes.init_state(group, parameter, group_at, at)
     return dict(optimizer.state[parameter])
