@@ -97,6 +97,30 @@ def test_weights_of_another_type_than_float32_features_are_pytorchs_error() -> N
         model(torch.ones(1, 4, 8, 8))
 
 
+@pytest.mark.parametrize(("halved", "alike"), [(True, 0.9995), (False, 0.9999999)])
+def test_where_memory_is_spared_the_same_is_learned_and_no_form_of_a_weight_is_left(
+    pair: Pair, halved: bool, alike: float
+) -> None:
+    _, expected = learn(pair, halved)
+    quicken(*pair, sparing=True)
+    _, found = learn(pair, halved)
+    assert cosine(found, expected) > alike
+    assert made_of_weights(pair) == 0
+    with torch.no_grad():
+        predict(pair, halved)
+    assert made_of_weights(pair[:1]) == 0
+
+
+def made_of_weights(models: tuple[nn.Module, ...]) -> int:
+    """Bytes of forms of convolutions' and linear layers' weights; what is a view of a weight is none."""
+    found = 0
+    for module in [module for model in models for module in model.modules()]:
+        forms = vars(module).get("_bridle_working", {}).get("weight")
+        for made in forms.made.values() if forms and type(module) in (nn.Conv2d, nn.Linear) else ():
+            found += made.nbytes * (made.data_ptr() != module.weight.data_ptr())
+    return found
+
+
 def test_what_drawing_made_of_weights_is_forgotten_though_they_are_trained_with(pair: Pair) -> None:
     """Or a training would hold a second set of forms from its first samples on."""
 

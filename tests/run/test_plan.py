@@ -26,6 +26,7 @@ PLAN = Plan(
     optimizer="adamw",
     gradient_checkpointing=False,
     base_weights="fp32",
+    pack_weights=True,
     offload=False,
     drawn=2,
     phase="connected",
@@ -56,8 +57,8 @@ def settings_for(**train: object) -> RunSettings:
 
 
 @pytest.fixture(autouse=True)
-def bitsandbytes_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "find_spec", lambda name: name)
+def eight_bits_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "has_eight_bits", lambda on_cpu: True)
 
 
 @pytest.fixture(autouse=True)
@@ -112,9 +113,18 @@ def test_what_is_locked_alone_is_kept_in_bfloat16() -> None:
     assert {rung.phase for rung in ladder(unlocked)} == {"unlocked"}
 
 
-def test_without_bitsandbytes_no_plan_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "find_spec", lambda name: None)
+def test_where_there_are_no_eight_bits_no_plan_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "has_eight_bits", lambda on_cpu: False)
     assert {rung.optimizer for rung in ladder(settings_for())} == {"adamw"}
+
+
+@pytest.mark.parametrize(("on_cpu", "packed"), [(True, [True, False]), (False, [True])])
+def test_saving_begins_with_packed_weights_on_a_cpu_which_alone_has_them(
+    monkeypatch: pytest.MonkeyPatch, on_cpu: bool, packed: list[bool]
+) -> None:
+    monkeypatch.setattr(plan, "on_cpu", lambda settings: on_cpu)
+    first, *others = ladder(settings_for())
+    assert [first.pack_weights, *dict.fromkeys(rung.pack_weights for rung in others)] == [True, packed[-1]]
 
 
 def test_the_chosen_plan_is_what_is_trained_and_what_the_command_line_would_set(

@@ -110,5 +110,12 @@ def test_gradient_checkpointing_may_be_switched_on_half_way(new_run: Any, whole:
     run = new_run("run")
     run.start(stop_at=3)
     run.start(machine=MachineSettings(gradient_checkpointing=True))
+    assert run.digest() == whole.digest()
+
+
+def test_memory_may_be_spared_half_way(new_run: Any, whole: Any) -> None:
+    run = new_run("run")
+    run.start(stop_at=3)
+    run.start(machine=MachineSettings(pack_weights=False))
     ours, theirs = run.tensors("control."), whole.tensors("control.")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in ours)

@@ -20,7 +20,7 @@ from bridle.kernels.choice import pick
 from bridle.kernels.outer import outer
 from bridle.kernels.packed import convolve_packed, multiply_packed, pack_filters, pack_rows, packs
 from bridle.kernels.patches import LAST, flat, gather, gathers, scatter, spread
-from bridle.kernels.working import BF16, Layer, cast, gradient_type, learns, sum_rows
+from bridle.kernels.working import BF16, Layer, gradient_type, identity, learns, sum_rows
 
 MOST_KEPT = 2**22  # numbers in a form of a float32 weight beyond which it is made anew every time: 16 MiB
 
@@ -48,8 +48,8 @@ class Spec(Layer):
         channels: of its input the first so many get a gradient, the others zero; all where None.
     """
 
-    def __init__(self, conv: nn.Conv2d, channels: int | None = None, *, fixed: bool = False) -> None:
-        super().__init__(conv, fixed=fixed)
+    def __init__(self, conv: nn.Conv2d, channels: int | None = None, **how: bool) -> None:
+        super().__init__(conv, **how)
         self.conv = conv
         self.channels = conv.in_channels if channels is None else channels
         self.stride, self.padding, self.kernel = conv.stride[0], int(conv.padding[0]), conv.kernel_size[0]
@@ -277,7 +277,7 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
 
         if keeps(ways[name], spec, kind) or (spec.trained and not ways[name].planes):
             return spec.form(f"{what} {name}", make, kind)
-        return make(cast(spec.conv, "weight", kind))
+        return make(spec.form("cast", identity, kind))
 
     def timed() -> dict[str, Any]:
         weight, found = spec.conv.weight.detach().to(kind), {}
@@ -292,19 +292,19 @@ def run(ways: dict[str, Way], spec: Spec, hidden: Tensor, *sizes: int) -> Tensor
             found[name] = once
         return found
 
-    name = pick((*what, *spec.numbers, *hidden.shape, spec.trained, kind), timed)
+    name = pick((*what, *spec.numbers, *hidden.shape, not spec.lasts, kind), timed)
     return ways[name].compute(hidden, form(name), spec, *sizes)
 
 
 def keeps(way: Way, spec: Spec, kind: torch.dtype) -> bool:
     """Whether the weight's form lasts: float32 ones only where small, or the weights would lie in memory twice."""
     times = winograd.planes(kind) / 9 if way.planes else 1
-    return not spec.trained and (kind is BF16 or spec.conv.weight.numel() * times <= MOST_KEPT)
+    return spec.lasts and (kind is BF16 or spec.conv.weight.numel() * times <= MOST_KEPT)
 
 
 def able(ways: dict[str, Way], spec: Spec, hidden: Tensor) -> Sequence[str]:
     """The names of the ways that such a convolution can be computed by."""
-    small, packable = gathers(hidden, spec.kernel), not spec.trained and hidden.dtype is BF16 and packs()
+    small, packable = gathers(hidden, spec.kernel), spec.lasts and hidden.dtype is BF16 and packs()
     found = [
         name
         for name, way in ways.items()
@@ -346,4 +346,5 @@ class Conv(Function):
             for_weight = weight_gradient(gradient, hidden, spec)
         if ctx.needs_input_grad[2]:
             for_bias = sum_rows(flat(gradient)).to(spec.conv.bias.dtype)
+        spec.spent()
         return for_hidden, for_weight, for_bias, None

@@ -27,8 +27,8 @@ def forward(hidden: Tensor, layer: Layer) -> Tensor:
 
 
 def multiply(what: str, rows: Tensor, bias: Tensor | None, layer: Layer, turn: Form) -> Tensor:
-    """[N, C] to [N, D], with a packed weight where it is not trained. Args: turn: the weight in bfloat16 to [D, C]."""
-    if layer.trained or not packs():
+    """[N, C] to [N, D], with a packed weight where it lasts. Args: turn: the weight in bfloat16 to [D, C]."""
+    if not layer.lasts or not packs():
         return F.linear(rows, turn(layer.form("cast", identity)), bias)
     packed = layer.form(f"packed {what}", lambda weight: pack_rows(turn(weight), len(rows)))
     return multiply_packed(rows, packed, bias)
@@ -57,4 +57,5 @@ class Linear(Function):
             for_weight = outer(rows, hidden.reshape(-1, hidden.shape[-1])).to(gradient_type(linear.weight))
         if ctx.needs_input_grad[2]:
             for_bias = sum_rows(rows).to(linear.bias.dtype)
+        ctx.layer.spent()
         return for_hidden, for_weight, for_bias, None

@@ -15,7 +15,9 @@ from bridle.kernels.stand_in import Forward, Undo, stand_in
 from bridle.kernels.working import BF16, Layer, Working, computed_in, count_changes, forget_forms, working
 
 
-def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None, fixed: bool = False) -> Undo:
+def quicken(
+    *models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None, fixed: bool = False, sparing: bool = False
+) -> Undo:
     """Have convolutions, linear layers and group normalisations compute by the fastest way that is known for them.
 
     Only on a CPU, in bfloat16 (under autocast, or where features come in it) or, with a compiler, in float32. Anything
@@ -29,6 +31,8 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None,
         fixed: whether no weight changes while this lasts, so that all are worth packing; locked ones are anyway. What
             is packed takes as much memory again as the weights in bfloat16; in float32 only small weights have forms
             that last, see `conv.keeps`.
+        sparing: whether to pack none, and keep no other form of a weight for longer than it takes: less memory, more
+            time.
 
     Returns: what makes the models as they were; calling it twice does no harm.
     """
@@ -36,7 +40,7 @@ def quicken(*models: nn.Module, channels: Mapping[nn.Conv2d, int] | None = None,
     with ExitStack() as undo:
         undo.callback(register_optimizer_step_post_hook(count_changes).remove)
         for module in [module for model in models for module in model.modules()]:
-            compute, before = way_of(module, limits, fixed), vars(module).get("forward")
+            compute, before = way_of(module, limits, fixed=fixed, sparing=sparing), vars(module).get("forward")
             if compute is None or not (before is None or getattr(before, "func", None) is choose):
                 continue
             undo.callback(forget_forms(module))
@@ -75,12 +79,12 @@ def trained_products(model: nn.Module) -> dict[nn.Parameter, Working]:
     return {module.weight: working(module, "weight") for module in known if module.weight.requires_grad}
 
 
-def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], fixed: bool) -> Callable[[Tensor], Tensor] | None:
-    """What computes in the module's place; None where nothing does."""
+def way_of(module: nn.Module, channels: Mapping[nn.Conv2d, int], **how: bool) -> Callable[[Tensor], Tensor] | None:
+    """What computes in the module's place; None where nothing does. Args: how: see `Layer`."""
     if type(module) is nn.Conv2d and conv.fits(module):
-        return partial(conv.convolve, conv.Spec(module, channels.get(module), fixed=fixed))
+        return partial(conv.convolve, conv.Spec(module, channels.get(module), **how))
     if type(module) is nn.Linear:
-        return partial(linear.project, Layer(module, fixed=fixed))
+        return partial(linear.project, Layer(module, **how))
     if type(module) is nn.GroupNorm and module.affine:
         return partial(norm.normalise, module)
     if type(module) is GEGLU and native.library() is not None:

@@ -98,19 +98,35 @@ class Layer:
 
     Args:
         fixed: whether the weight stays as it is for long, so that it is worth packing; a locked one does.
+        sparing: whether memory is worth more than time: forms are then kept for a trained weight alone, and no longer
+            than until its gradient is known.
     """
 
-    def __init__(self, module: Any, *, fixed: bool = False) -> None:
-        self.module, self.fixed = module, fixed
+    def __init__(self, module: Any, *, fixed: bool = False, sparing: bool = False) -> None:
+        self.module, self.fixed, self.sparing = module, fixed, sparing
 
     @property
     def trained(self) -> bool:
         """Whether the weight will be another one in the next step."""
         return self.module.weight.requires_grad and not self.fixed
 
+    @property
+    def lasts(self) -> bool:
+        """Whether a form of the weight is made once for many steps."""
+        return not (self.trained or self.sparing)
+
     def form(self, name: str, form: Form, kind: torch.dtype = BF16) -> Tensor:
         """See `Working.get`."""
-        return working(self.module, "weight").get(self.module.weight, name, form, kind)
+        weight = self.module.weight
+        if self.sparing and not self.trained:
+            with torch.no_grad():
+                return form(weight.detach().to(kind))
+        return working(self.module, "weight").get(weight, name, form, kind)
+
+    def spent(self) -> None:
+        """The weight's gradient is known."""
+        if self.sparing:
+            working(self.module, "weight").made = {}
 
     def bias(self, kind: torch.dtype = BF16) -> Any:
         return cast(self.module, "bias", kind)

@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         batch, accumulate: pairs per forward pass, and passes per optimiser step.
         optimizer: see `TrainSettings`.
-        gradient_checkpointing, base_weights, offload: see `MachineSettings`.
+        gradient_checkpointing, base_weights, pack_weights, offload: see `MachineSettings`.
         drawn: pictures drawn at once in previews and probes, whose autoencoder may take more than training.
         phase: of the regime: the one to measure, after those before it.
     """
@@ -39,6 +39,7 @@ class Plan:
     optimizer: Literal["adamw", "adamw8bit"]
     gradient_checkpointing: bool
     base_weights: Literal["auto", "fp32", "bf16", "fp16"]
+    pack_weights: bool
     offload: bool
     drawn: int
     phase: Phase
@@ -46,9 +47,9 @@ class Plan:
     def settings(self) -> dict[str, Any]:
         """Under the names of a run's settings."""
         wanted = {f"train.{name}": getattr(self, name) for name in ("batch", "accumulate", "optimizer")}
-        for name in ("gradient_checkpointing", "base_weights", "offload"):
+        for name in ("gradient_checkpointing", "base_weights", "pack_weights", "offload"):
             wanted[f"machine.{name}"] = getattr(self, name)
-        wanted["sample.batch"] = self.drawn
+        wanted |= {"sample.batch": self.drawn, "sample.pack_weights": self.pack_weights}
         # Pictures are drawn with the weights that there are.
         return wanted | ({"sample.precision": self.base_weights} if self.base_weights in ("bf16", "fp16") else {})
 
@@ -82,6 +83,7 @@ def plan_of(settings: RunSettings) -> Plan:
         optimizer=train.optimizer,
         gradient_checkpointing=machine.gradient_checkpointing,
         base_weights=machine.base_weights,
+        pack_weights=machine.pack_weights,
         offload=machine.offload,
         drawn=settings.sample.batch,
         phase="unlocked" if unlocks(train) else "connected",

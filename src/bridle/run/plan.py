@@ -1,6 +1,6 @@
 """`bridle plan`: settings and memory in; ways to train with measured peak and speed, and the fastest that fits, out.
 
-    as set ─> + offload, bfloat16 base, pictures drawn one by one ─> + 8-bit optimiser
+    as set ─> + offload, bfloat16 base, on a CPU no packed weights, pictures drawn one by one ─> + 8-bit optimiser
            or gradient checkpointing ─> + both of these
 
 On each rung the largest micro-batch that fits is looked for, among those larger than what fitted before. The ladder
@@ -13,7 +13,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from bridle.kernels.precision import choose_precision
 from bridle.run.measure import Measure, Measured, Plan, apply_plan, measure_plan, on_cpu, plan_of
 from bridle.run.settings import RunSettings, base_weights, flatten
 from bridle.train.memory import free_memory_bytes
+from bridle.train.optim import has_eight_bits
 from bridle.train.regime import Phase, unlocks
 
 GIB = 2**30
@@ -168,8 +168,10 @@ def ladder(settings: RunSettings) -> list[Plan]:
     stays = train.precision == "fp32" or unlocks(train)
     pays = fastest != "fp32"  # elsewhere computing takes long with such a base
     halved = as_set.base_weights if stays else fastest if pays else "bf16"
-    cheap = replace(as_set, offload=True, drawn=1, base_weights=halved if pays else as_set.base_weights)
-    small = replace(cheap, optimizer="adamw8bit") if find_spec("bitsandbytes") else cheap
+    kept = halved if pays else as_set.base_weights
+    packs = as_set.pack_weights and not on_cpu(settings)
+    cheap = replace(as_set, offload=True, drawn=1, base_weights=kept, pack_weights=packs)
+    small = replace(cheap, optimizer="adamw8bit") if has_eight_bits(on_cpu(settings)) else cheap
     again, both = (replace(rung, gradient_checkpointing=True) for rung in (cheap, small))
     return list(dict.fromkeys([as_set, cheap, small, again, both, replace(both, base_weights=halved)]))
 
@@ -197,7 +199,7 @@ def make_table(found: Found) -> Table:
     """The fastest first; what was stopped, last."""
     memory = f"{found.memory_bytes / GIB:.2f} GiB"
     table = Table(title=f"Measured at {found.settings.data.size_px} px with {memory}", title_justify="left")
-    for column in ("pairs", "links", "optimiser", "checkpointing", "base", "offload", "drawn"):
+    for column in ("pairs", "links", "optimiser", "checkpointing", "base", "packed", "offload", "drawn"):
         table.add_column(column)
     for column in ("peak GiB", "s/pair", "fits"):
         table.add_column(column, justify="right")
@@ -216,6 +218,7 @@ def cells(row: Measured) -> list[str]:
     return [
         *how,
         plan.base_weights,
+        "yes" if plan.pack_weights else "no",
         chosen[1],
         str(plan.drawn),
         peak,
@@ -230,6 +233,7 @@ def name(plan: Plan) -> str:
         "gradient checkpointing": plan.gradient_checkpointing,
         "bfloat16 base": plan.base_weights == "bf16",
         "float16 base": plan.base_weights == "fp16",
+        "no packed weights": not plan.pack_weights,
         "offload": plan.offload,
         "pictures one by one": plan.drawn == 1,
         "middle link alone": plan.phase == "middle",

@@ -17,7 +17,7 @@ from bridle.sample.twins import share_halves
 
 
 @contextmanager
-def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
+def hasten(pipeline: Any, *controls: nn.Module, pack_weights: bool = True) -> Generator[None]:
     """Sample faster inside the `with` block, and inside any autocast; what differs is the rounding of sums alone.
 
     Weights are packed, or in float32 and on a GPU turned, keys and values of the text kept, and what both halves of
@@ -27,6 +27,7 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
     Args:
         pipeline: any of diffusers'; only those with a U-Net are hastened.
         controls: those that are, or will be, attached to it.
+        pack_weights: on a CPU; where not, it takes longer and less memory.
     """
     denoiser, vae = denoiser_of(pipeline), getattr(pipeline, "vae", None)
     with ExitStack() as around:
@@ -37,7 +38,7 @@ def hasten(pipeline: Any, *controls: nn.Module) -> Generator[None]:
             if denoiser.device.type == "cpu":
                 if kind is torch.float32 and speeds_up(torch.float32):  # of those for bfloat16 copies are packed
                     around.callback(turn_weights(*drawing))
-                around.callback(quicken(*drawing, fixed=True))
+                around.callback(quicken(*drawing, fixed=True, sparing=not pack_weights))
                 around.callback(choose_attention(*models))
             elif kind is torch.bfloat16 and pays(denoiser.device, recorded=False):
                 around.callback(turn_weights(*drawing))

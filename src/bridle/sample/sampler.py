@@ -88,7 +88,7 @@ def generate(
         lock_of(base),
         computing(precision, base.device) if casts(base, precision) else nullcontext(),
         exempt(base.encoders) if precision == "fp16" else nullcontext(),
-        hasten(base.pipeline, *(one.control for one in steering.values())),
+        hasten(base.pipeline, *(one.control for one in steering.values()), pack_weights=settings.pack_weights),
     ):
         set_scheduler(base, settings.scheduler)
         for rows in batches(base, len(prompts), negative_prompts, settings.batch):

@@ -40,6 +40,8 @@ class SampleSettings:
         batch: pictures denoised at once.
         precision: "fp32"; "bf16" or, on GPUs that lack that, "fp16", the same picture but for fine grain, and faster
             where the machine has it; or "auto", whichever is fastest on the machine.
+        pack_weights: on a CPU, keep weights a second time while pictures are drawn, in the order in which they are
+            multiplied: faster, for up to 1.8 times their memory in bfloat16.
         speed: "exact"; or "fast" and "draft", which take over in some steps what an earlier one computed.
 
     Raises: ConfigError: a value is out of range.
@@ -52,6 +54,7 @@ class SampleSettings:
     half: Half | None = None
     batch: int = 16
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    pack_weights: bool = True
     speed: Speed = "exact"
 
     def __post_init__(self) -> None:

@@ -91,7 +91,7 @@ class Trainer:
         self.inner = Denoiser(control, denoiser)
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
         self.device = control.device
-        settle_freed_memory(self.device, saving=machine.gradient_checkpointing)
+        settle_freed_memory(self.device, saving=machine.gradient_checkpointing or not machine.pack_weights)
         self.precision = choose_precision(settings.precision, self.device, next(denoiser.parameters()).dtype)
         if next(denoiser.parameters()).dtype not in TYPES.values():
             kind, remedy = next(denoiser.parameters()).dtype, "load the base in one of these"
@@ -296,10 +296,8 @@ class Trainer:
 
     def _has_kernels(self) -> bool:
         """Whether our own kernels compute: of U-Nets on a CPU."""
-        # Computed again for checkpointing, their results did not agree to the bit with those of the first time.
-        whole = not self.sharded and not self.machine.gradient_checkpointing
         here = self.device.type == "cpu" and speeds_up(TYPES[self.precision]) and not self._compiles()
-        return here and whole and isinstance(self.control, UNetControl)
+        return here and not self.sharded and isinstance(self.control, UNetControl)
 
     def _lies_last(self) -> bool:
         """Whether a GPU computes with channels last; for several processes it might differ from one to the other."""
@@ -326,7 +324,8 @@ class Trainer:
             with ExitStack() as undo:
                 middle = self.phase == "middle"
                 limits = dict(channels_from_below(self.denoiser)) if middle else {}
-                undo.callback(quicken(self.control, self.denoiser, channels=limits))
+                sparing = not self.machine.pack_weights
+                undo.callback(quicken(self.control, self.denoiser, channels=limits, sparing=sparing))
                 if middle:
                     undo.callback(refuse_skips(self.denoiser))
                 halved = self.precision == "bf16" and self.world.size == 1
