@@ -5,6 +5,7 @@ memory can be told apart; they take turns, a step each, so that whatever else th
 It runs on a GPU where there is one, which both sides share. Models and batch lie there before the first step.
 
     python benchmarks/step.py --size sd15 --latents 32 --json step.json     # random weights; 16 GB of memory
+    python benchmarks/step.py --size sd15 --latents 32 --lean               # ours with as little memory as it can
     python benchmarks/step.py --size embedded --batch 24 --no-encode
     python benchmarks/step.py --size sd15 --latents 64 --batch 4 --rounds 20 --device cuda --compile
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \\
@@ -19,12 +20,15 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 SIDES = ("peer", "ours")
 GPU_WARMUP = 5  # steps until a GPU's libraries, allocator and clocks have settled
+# The last rung of `bridle plan`'s ladder.
+LEAN = {"optimizer": "adamw8bit", "machine": {"gradient_checkpointing": True, "pack_weights": False}}
 
 
 # --- in a process of its own
@@ -63,13 +67,22 @@ def serve(args: argparse.Namespace) -> None:
 
 def ours(models: Any, batch: Any, args: argparse.Namespace) -> Any:
     """Bridle's trainer on the same batch."""
-    trainer, rows = make_trainer(models, batch, args.compile, precision=args.precision)
+    import torch
+
+    if args.lean:
+        models.vae = models.text_encoder = torch.nn.Identity()  # as `machine.offload` has it between probes
+    trainer, rows = make_trainer(models, batch, args.compile, precision=args.precision, **LEAN if args.lean else {})
     numbers = itertools.count(1)
     return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), rows).loss)
 
 
 def make_trainer(
-    models: Any, batch: Any, compiled: bool = False, halved: bool = True, **changes: Any
+    models: Any,
+    batch: Any,
+    compiled: bool = False,
+    halved: bool = True,
+    machine: Mapping[str, Any] = MappingProxyType({}),
+    **changes: Any,
 ) -> tuple[Any, Any]:
     """Set up what a run of Bridle does, where the models are.
 
@@ -77,7 +90,8 @@ def make_trainer(
         batch: on the same device, or on the CPU, as in a run; the trainer moves what it needs.
         compiled: on a GPU, as `machine.compile` has it.
         halved: whether the base is kept in bfloat16 where that is computed in; not where it is to be trained.
-        changes: to the settings.
+        machine: what else is set of the machine.
+        changes: to the settings of training.
 
     Returns: the trainer, and the rows of a step, every draw of which is given.
     """
@@ -104,6 +118,9 @@ def make_trainer(
     cache: Any = SimpleNamespace(train_ids=tuple(ids), empty_text=empty, fingerprint="random", batch=lambda ids: pairs)
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     unet = models.unet.requires_grad_(False).eval()
+    halves = halved and changes.get("precision", "bf16") == "bf16"
+    for model in (unet.up_blocks, models.vae, models.text_encoder) if halves else ():  # in the order of a run
+        model.to(torch.bfloat16)
     control = Control.from_base(unet)
     how = {
         "batch": count,
@@ -115,11 +132,10 @@ def make_trainer(
         **changes,
     }
     settings = TrainSettings(**how)
-    if settings.precision == "bf16" and halved:
-        for model in (unet, models.vae, models.text_encoder):  # a run has all of them, as it has by default
-            model.to(torch.bfloat16)
-    machine = MachineSettings(compile=compiled)
-    trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings, machine)
+    if halves:
+        unet.to(torch.bfloat16)
+    on = MachineSettings(compile=compiled, **machine)
+    trainer = Trainer(control, unet, read_schedule(scheduler), cache, settings, on)
     draws = Draws(
         posterior=torch.zeros_like(batch.noise),
         noise=batch.noise,
@@ -148,7 +164,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
         process.communicate()
     result: dict[str, Any] = {"size": args.size, "latents": args.latents, "batch": args.batch, "encode": args.encode}
     result |= {"precision": args.precision}
-    result |= where | {"compile": args.compile, "warmup": warmup, "rounds": args.rounds}
+    result |= where | {"compile": args.compile, "lean": args.lean, "warmup": warmup, "rounds": args.rounds}
     for side in SIDES:
         result[side] = summarize(taken[side], args.batch)
     pairs = list(zip(taken["peer"], taken["ours"], strict=True))
@@ -174,7 +190,7 @@ def start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
     command += ["--batch", str(args.batch), "--threads", str(args.threads), "--device", args.device]
     command += ["--precision", args.precision]
     command += [] if args.encode else ["--no-encode"]
-    command += ["--compile"] if args.compile else []
+    command += [f"--{name}" for name in ("compile", "lean") if getattr(args, name)]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -208,6 +224,7 @@ def main() -> None:
     parser.add_argument("--no-encode", dest="encode", action="store_false", help="leave the peer's encoders out")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="what both sides compute in")
     parser.add_argument("--compile", action="store_true", help="ours, on a GPU, with machine.compile")
+    parser.add_argument("--lean", action="store_true", help="ours, as `train --memory` has it where memory is short")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -97,15 +97,20 @@ class Base:
         digest.update(str(self._scaling if self.vae is not None else None).encode())
         return digest.hexdigest()
 
-    def halve(self, dtype: torch.dtype = torch.bfloat16) -> None:
+    def halve(self, dtype: torch.dtype = torch.bfloat16, *, but_copied: bool = False) -> None:
         """Keep all weights in 16 bits from now on, which takes half the memory; a base on pixels stays as it is.
 
         The fingerprint stays what it was, if it was asked for before.
+
+        Args:
+            but_copied: of a U-Net's own the decoder's alone for now: a control copies the others in full.
         """
         if self.vae is None:  # stock pipelines hand such pictures to NumPy as they are, which knows no bfloat16
             return
         self.halved = True
-        for model in (self.denoiser, *self.encoders):
+        decoder = getattr(self.denoiser, "up_blocks", None)
+        own = [self.denoiser] if not but_copied else [] if decoder is None else [decoder]
+        for model in (*own, *self.encoders):
             nn.Module.to(model, dtype)  # diffusers' own warns, of nothing in bases that are known here
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -20,7 +20,7 @@ from bridle.control.unet import UNetControl
 from bridle.data.annotate import get_annotator
 from bridle.errors import TrainError
 from bridle.files.weights import save_control
-from bridle.kernels.precision import TYPES
+from bridle.kernels.precision import TYPES, Precision
 from bridle.lock import holding
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import RunData, load_data, open_data
@@ -84,11 +84,9 @@ def train_run(
         if world.main:
             open_run(folder, settings)
         # Before a new control's hints are scaled: what that frees, the first step need not have mapped again.
-        settle_freed_memory(base.device, saving=settings.machine.gradient_checkpointing)
-        control = new_control(settings, base, data)
+        settle_freed_memory(base.device, saving=settings.machine.saves_memory)
         kept = gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0]
-        if kept != "fp32":
-            base.halve(TYPES[kept])
+        control = new_control(settings, base, data, kept)
         started = time.monotonic()
         if settings.train.recipe == "scaled" and newest(folder / CHECKPOINTS) is None:
             scale_hints(control, data, settings, world)
@@ -146,18 +144,28 @@ def share_data(settings: RunSettings, base: Base, folder: Path, world: World, fo
     return data
 
 
-def new_control(settings: RunSettings, base: Base, data: RunData) -> Control:
-    """An untrained control for the hints of this data set; the hint encoder's weights are drawn from the seed."""
+def new_control(settings: RunSettings, base: Base, data: RunData, kept: Precision) -> Control:
+    """An untrained control for the hints of this data set; the hint encoder's weights are drawn from the seed.
+
+    Args:
+        kept: the type in which the base's weights are kept from now on. What is not copied takes it first, or memory
+            would hold all of the base in full beside the copy.
+    """
+    if kept != "fp32":
+        base.halve(TYPES[kept], but_copied=True)
     prepared = data.cache.batch(data.cache.train_ids[:1]).kept_hint
     channels = PICTURE_CHANNELS if base.control_class.PREPARES else prepared.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.train.seed)
-        return Control.from_base(
+        control = Control.from_base(
             base.pipeline,
             hint_channels=channels,
             hint_encoder=settings.control.hint_encoder,
             size_factor=base.size_factor,
         )
+    if kept != "fp32":
+        base.halve(TYPES[kept])
+    return control
 
 
 def scale_hints(control: Control, data: RunData, settings: RunSettings, world: World) -> None:

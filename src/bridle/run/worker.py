@@ -26,7 +26,6 @@ from bridle.cache.store import CachedBatch
 from bridle.control.control import Control
 from bridle.control.text import Text, join_texts
 from bridle.errors import BridleError, TrainError
-from bridle.kernels.precision import TYPES
 from bridle.run.pairs import RunData
 from bridle.run.previews import PAIRS
 from bridle.run.settings import RunSettings, base_weights
@@ -34,7 +33,7 @@ from bridle.run.training import like_base, new_control
 from bridle.sample.sampler import generate
 from bridle.train.denoiser import PARTS
 from bridle.train.feed import Rows, Steps
-from bridle.train.memory import is_out_of_memory, peak_memory_bytes
+from bridle.train.memory import is_out_of_memory, peak_memory_bytes, settle_freed_memory
 from bridle.train.regime import Phase
 from bridle.train.trainer import Trainer
 
@@ -105,10 +104,9 @@ def measure(settings: RunSettings, phase: Phase, limit_bytes: int) -> dict[str, 
 def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
     """What a run does, in its order. Returns: seconds per pair of training."""
     cache = random_cache(base, settings.data.size_px)
-    control = new_control(settings, base, RunData(settings.data, cast(Any, None), cache))
+    settle_freed_memory(base.device, saving=settings.machine.saves_memory)
     kept = base_weights(settings, base.device)
-    if kept != "fp32":
-        base.halve(TYPES[kept])
+    control = new_control(settings, base, RunData(settings.data, cast(Any, None), cache), kept)
     with offloaded(base, settings.machine.offload) as drawing:
         trainer = Trainer(control, base.denoiser, base.schedule, cache, settings.train, settings.machine, say=stop)
         time_s = time_per_sample(trainer, two_passes(settings, trainer, cache), phase)
