@@ -115,7 +115,11 @@ def kinds(folder: Path) -> dict[str, list[str]]:
     python = sys.executable
     return {
         "python": [python, "-c", ""],
-        "import torch": [python, "-c", "import torch"],
+        "import torch": [
+            python,
+            "-c",
+            "import os, torch; os._exit(0)",
+        ],  # as the first step ends: nothing is taken down
         "import bridle": [python, "-c", "import bridle"],
         "bridle --help": [python, "-m", "bridle", "--help"],
         "first step": [python, __file__, "--first-step", str(folder)],

@@ -161,3 +161,14 @@ def test_products_after_it_are_what_they_were() -> None:
     before = left @ right
     attention.fuse(*(make(1, 2, 40, 32) for _ in range(3)))
     assert torch.equal(left @ right, before)
+
+
+@pytest.mark.parametrize("empty", [0, 1])
+def test_an_empty_sequence_is_pytorchs_to_answer(empty: int) -> None:
+    """Its own backward pass is fit for none, and a division by zero would end the process."""
+    sizes = [4, 4]
+    sizes[empty] = 0
+    query, key, value = (torch.randn(1, 2, size, 8, requires_grad=True) for size in (*sizes, sizes[1]))
+    attention.attend(query, key, value).sum().backward()
+    assert query.grad is not None
+    assert query.grad.isfinite().all()

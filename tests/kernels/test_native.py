@@ -79,6 +79,18 @@ def test_group_normalisation(shape: tuple[int, ...], threads: int) -> None:
 
 
 @needs_compiler
+@pytest.mark.parametrize("place", [(0, 0), (64, 0), (64, 64), (127, 127)])
+def test_group_normalisation_of_a_single_bright_pixel(place: tuple[int, int]) -> None:
+    """Wherever it lies: sums are taken relative to one of the pixels, which may be that one."""
+    torch.manual_seed(0)
+    layer, hidden = nn.GroupNorm(8, 32), torch.randn(1, 32, 128, 128)
+    hidden[:, :, place[0], place[1]] = 1000
+    hidden = hidden.to(BF16).to(memory_format=LAST)
+    found, _, _ = native.group_norm(hidden, layer, layer.weight.detach(), layer.bias.detach())
+    assert (found.float() - layer(hidden.float())).abs().max() < 0.5  # bfloat16's own step at 127
+
+
+@needs_compiler
 @pytest.mark.parametrize("convolved", [(3, 1, 1), (3, 2, 1), (3, 2, 0), (1, 2, 0), (4, 2, 1), (3, 1, 2)])
 def test_neighbourhoods_are_those_that_pytorch_gathers(convolved: tuple[int, int, int], threads: int) -> None:
     torch.manual_seed(0)

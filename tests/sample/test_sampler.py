@@ -1,5 +1,8 @@
 """A picture is the same alone and in a batch, under every scheduler, and a request that does not add up is refused."""
 
+import copy
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -161,7 +164,7 @@ def test_pictures_are_those_of_the_plain_pipeline(
 
     monkeypatch.setattr(conv, "pick", pick)
     found = draw(base, control, precision=precision)
-    monkeypatch.setattr(sampler, "hasten", lambda *models: nullcontext())
+    monkeypatch.setattr(sampler, "hasten", lambda *models, **how: nullcontext())
     assert distance(found, draw(base, control, precision=precision)) <= (1 if precision == "fp32" else 8)
 
 
@@ -174,7 +177,7 @@ def test_bfloat16_takes_pictures_hardly_further_from_float32_s_than_the_plain_pi
     if way:
         monkeypatch.setattr(conv, "pick", lambda shape, ways: way if way in ways() else measured(shape, ways))
     found = draw(base, control, precision="bf16")
-    monkeypatch.setattr(sampler, "hasten", lambda *models: nullcontext())
+    monkeypatch.setattr(sampler, "hasten", lambda *models, **how: nullcontext())
     exact = draw(base, control, precision="fp32")
     assert 0 < root_mean_square(found, exact) <= 1.5 * root_mean_square(draw(base, control, precision="bf16"), exact)
 
@@ -386,6 +389,23 @@ def test_two_threads_with_one_base_wait_for_each_other_and_leave_nothing_behind(
     for found, wanted in zip(together, alone, strict=True):
         assert distance(found, wanted) == 0
     assert not [name for name, module in base.denoiser.named_modules() if "forward" in vars(module)]
+
+
+def test_two_bases_that_share_a_control_wait_for_each_other_as_well(base: Base, control: Control) -> None:
+    other = copy.deepcopy(base)
+    began = threading.Event()
+
+    def wait(*_: Any) -> None:
+        began.set()
+        time.sleep(0.2)  # for as long the other would come in between
+
+    given = HINTS[:1], PROMPTS[:1], SEEDS[:1], SampleSettings(steps=2, precision="fp32")
+    with ThreadPoolExecutor(2) as threads:
+        one = threads.submit(generate, base, control, *given, on_step=wait)
+        began.wait()
+        two = threads.submit(generate, other, control, *given)
+        assert distance(one.result(), two.result()) == 0
+    assert not [name for name, module in control.named_modules() if "forward" in vars(module)]
 
 
 def test_a_picture_of_no_numbers_is_an_error(base: Base, control: Control, monkeypatch: pytest.MonkeyPatch) -> None:

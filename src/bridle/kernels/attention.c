@@ -277,7 +277,7 @@ size attend_room(size queries, size keys, size depth) {
 
 /* Scores [count, WIDE] of the keys from `real` on, which are none: no query sees them. */
 static inline void hide(float *scores, size real, size count) {
-    for (size i = real < 0 ? 0 : real * WIDE; i < count * WIDE; i++) scores[i] = LEAST;
+    for (size i = real * WIDE; i < count * WIDE; i++) scores[i] = LEAST;
 }
 
 /* Of 16 queries: the highest score so far, and the sum of the probabilities relative to it. */

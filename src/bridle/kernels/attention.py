@@ -34,8 +34,8 @@ def fits(attention: nn.Module) -> bool:
         return False
     parts = ("spatial_norm", "group_norm", "norm_q", "norm_k", "norm_cross", "added_kv_proj_dim")
     plain = not any(getattr(attention, part, None) for part in parts)
-    upcast = attention.upcast_attention or attention.upcast_softmax
-    return plain and not attention.residual_connection and not upcast
+    unlike = attention.upcast_attention or attention.upcast_softmax or not attention.scale_qk
+    return plain and not attention.residual_connection and not unlike
 
 
 def choose_attention(*models: nn.Module) -> Undo:
@@ -96,7 +96,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """softmax(q k / sqrt(D)) v. Args: query: [B, heads, L, D]; key, value: [B, heads, S, D]. Returns: as the query."""
     parts = query, key, value
     kind = query.dtype
-    if kind not in native.KINDS or any(part.dtype is not kind for part in parts):
+    if kind not in native.KINDS or any(part.dtype is not kind or part.numel() == 0 for part in parts):
         return flash(*parts)
     wanted = [torch.is_grad_enabled() and part.requires_grad for part in parts]
     learns, fuses = any(wanted), fused.fits(*parts)

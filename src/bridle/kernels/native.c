@@ -122,15 +122,21 @@ void group_norm(const number *x, const float *weight, const float *bias, number 
         size from = part.channel, count = part.channels;
         const number *in = x + part.start;
         number *out = y + part.start;
-        float about[CHANNELS], sum[CHANNELS] = {0}, square[CHANNELS] = {0}, slope[CHANNELS], level[CHANNELS];
+        double sum[CHANNELS] = {0}, square[CHANNELS] = {0};
+        float about[CHANNELS], slope[CHANNELS], level[CHANNELS];
         EACH for (size c = 0; c < count; c++) about[c] = up(in[pixels / 2 * channels + c]); /* corners see the padding */
-        for (size p = 0; p < pixels; p++) {
-            const number *row = in + p * channels;
-            EACH for (size c = 0; c < count; c++) {
-                float v = up(row[c]) - about[c];
-                sum[c] += v;
-                square[c] += v * v;
+        for (size block = 0; block < pixels; block += BLOCK) {
+            float some[CHANNELS], squares[CHANNELS];
+            memset(some, 0, count * sizeof(float)), memset(squares, 0, count * sizeof(float));
+            for (size p = block; p < least(block + BLOCK, pixels); p++) {
+                const number *row = in + p * channels;
+                EACH for (size c = 0; c < count; c++) {
+                    float v = up(row[c]) - about[c];
+                    some[c] += v;
+                    squares[c] += v * v;
+                }
             }
+            EACH for (size c = 0; c < count; c++) sum[c] += some[c], square[c] += squares[c];
         }
         for (size group = 0; group < part.groups; group++) {
             double s = 0, q = 0, elements = (double)(pixels * wide);

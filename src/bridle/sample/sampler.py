@@ -85,7 +85,7 @@ def generate(
     pictures = []
     precision = choose_precision(settings.precision, base.device, base.denoiser.dtype)
     with (
-        lock_of(base),
+        alone_with(base.denoiser, base.vae, *(one.control for one in steering.values())),
         computing(precision, base.device) if casts(base, precision) else nullcontext(),
         exempt(base.encoders) if precision == "fp16" else nullcontext(),
         hasten(base.pipeline, *(one.control for one in steering.values()), pack_weights=settings.pack_weights),
@@ -102,9 +102,14 @@ def generate(
     return pictures
 
 
-def lock_of(base: Base) -> Any:
-    """Of two threads that draw with one base the second waits: what hastens and steers it, all calls of it see."""
-    return LOCKS.setdefault(base.denoiser, RLock())
+@contextmanager
+def alone_with(*models: nn.Module | None) -> Generator[None]:
+    """Of two threads that draw with one model the second waits: what hastens and steers it, all calls of it see."""
+    with ExitStack() as held:
+        # In one order in all threads, or two could wait for each other.
+        for model in sorted({model for model in models if model is not None}, key=id):
+            held.enter_context(LOCKS.setdefault(model, RLock()))
+        yield
 
 
 def batches(base: Base, count: int, negative_prompts: Sequence[str] | None, most: int) -> Iterator[slice]:

@@ -71,7 +71,3 @@ class _Block(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """[B, width, h, w] to the same."""
         return hidden + self.second(F.silu(self.first(F.silu(self.norm(hidden)))))
-
-
-def count_weights(net: nn.Module) -> int:
-    return sum(weight.numel() for weight in net.parameters())
