@@ -62,6 +62,14 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_picture(tmp_path / "deep.png")[0, :, 1], [0, 1, 128, 255])
 
 
+def test_the_grey_that_stands_for_transparent_may_have_sixteen_bits(tmp_path: Path) -> None:
+    deep = Image.fromarray(np.array([[0, 257, 32768, 65535]], dtype=np.uint16))
+    deep.save(tmp_path / "deep.png", transparency=257)
+    np.testing.assert_array_equal(read_picture(tmp_path / "deep.png")[0, :, 1], [0, 255, 128, 255])
+    with pytest.raises(DataError, match="transparent"):
+        read_hint(tmp_path / "deep.png")
+
+
 def test_transparency_lies_over_white_in_every_mode(tmp_path: Path) -> None:
     picture = Image.new("RGBA", (2, 1), (200, 0, 0, 255))
     picture.putpixel((1, 0), (0, 0, 0, 0))

@@ -58,13 +58,20 @@ def _check_header(picture: Image.Image) -> None:
 
 
 def _to_rgb(picture: Image.Image, see_through: bool) -> Pixels:
-    if picture.mode in _DEEP_GREY:  # convert("RGB") would clip at 255 in place of scaling
-        deep = np.asarray(picture).astype(np.float32)
-        grey = np.rint(deep / 257).clip(0, 255).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=2)
+    if picture.mode in _DEEP_GREY:
+        picture = _scale(picture)
     if picture.has_transparency_data:
         picture = _over_white(picture.convert("RGBA"), see_through)
     return np.array(picture.convert("RGB"))
+
+
+def _scale(picture: Image.Image) -> Image.Image:
+    """16-bit grey with 8 bits: convert("RGB") would clip at 255, and pass over the grey that stands for transparent."""
+    deep = np.asarray(picture)
+    grey = Image.fromarray(np.rint(deep.astype(np.float32) / 257).clip(0, 255).astype(np.uint8))
+    if "transparency" in picture.info:
+        grey.putalpha(Image.fromarray(np.where(deep == picture.info["transparency"], 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _over_white(picture: Image.Image, see_through: bool) -> Image.Image:
