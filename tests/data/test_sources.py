@@ -125,6 +125,8 @@ BAD_ROWS = {
     "gone.png is missing": {"file_name": "gone.png", "text": "x"},
     "hint.png is missing": {"file_name": "good.png", "text": "x", "hint": "hint.png"},
     "../outside.png leads out of the data folder": {"file_name": "../outside.png", "text": "x"},
+    "../data/good.png leads out of the data folder": {"file_name": "../data/good.png", "text": "x"},
+    "x/../../data/good.png leads out": {"file_name": "good.png", "text": "x", "hint": "x/../../data/good.png"},
     "link.png leads out of the data folder": {"file_name": "link.png", "text": "x"},
     "'a\\x00b' is no usable path": {"file_name": "a\0b", "text": "x"},
 }
@@ -134,6 +136,7 @@ BAD_ROWS = {
 def test_every_bad_line_is_named_and_set_aside(reason: str, tmp_path: Path, write_picture: WritePicture) -> None:
     data = tmp_path / "data"
     write_picture("data/good.png")
+    (data / "x").mkdir()
     (data / "link.png").symlink_to(write_picture("outside.png"))
     write_lines(data / "metadata.jsonl", BAD_ROWS[reason])
     with pytest.raises(DataError, match="no usable pair; 1 were set aside"):

@@ -220,14 +220,18 @@ def _is_text(value: str) -> bool:
 
 
 def _locate(folder: Path, name: str) -> Path:
-    """The file of that name inside the folder. Raises: DataError: it is missing, or lies (or links) elsewhere."""
+    """The file of that name inside the folder.
+
+    Raises: DataError: it is missing, or lies (or links) elsewhere; or its name leads out and in again, by the folder's
+        own: it would be another name for a file that has one, and another again once the folder moves.
+    """
     try:
         path = folder / name
         inside = path.resolve().is_relative_to(folder.resolve())
         present = path.is_file()
     except (OSError, ValueError, RuntimeError):  # too long a name, a zero byte, a loop of links
         raise DataError(f"{name!r} is no usable path") from None
-    if Path(name).is_absolute() or not inside:
+    if Path(name).is_absolute() or os.path.normpath(name).split(os.sep)[0] == os.pardir or not inside:
         raise DataError(f"{name} leads out of the data folder")
     if not present:
         raise DataError(f"{name} is missing")
