@@ -8,7 +8,7 @@ import torch
 
 from bridle.data.settings import DataSettings
 from bridle.errors import ConfigError
-from bridle.run.settings import RunSettings, base_weights, open_run, read_run
+from bridle.run.settings import RunSettings, base_weights, check_run, open_run, read_run
 from bridle.sample.settings import SampleSettings
 from bridle.train.settings import MachineSettings, TrainSettings
 
@@ -23,6 +23,14 @@ def test_the_learning_rate_is_the_bases_own(tmp_path: Path, base: str, lr: float
     open_run(tmp_path, settings)
     assert f"lr = {lr!r}\n" in (tmp_path / "settings.toml").read_text()
     assert read_run(tmp_path) == settings
+
+
+@pytest.mark.parametrize(("out", "data", "named"), [("caf\udce9", "a", "--out"), ("a", "caf\udce9", "data.folder")])
+def test_folders_whose_names_are_no_unicode_are_refused_before_anything_is_encoded(
+    out: str, data: str, named: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"{named} is .*, which is not valid Unicode and cannot be saved; rename it"):
+        check_run(Path(out), RunSettings(data=DataSettings(folder=Path(data))))
 
 
 def test_a_learning_rate_that_was_chosen_stays() -> None:

@@ -51,7 +51,7 @@ def test_a_picture_of_another_kind_is_refused(tmp_path: Path, wrong: np.ndarray)
 
 
 def test_a_setting_that_json_cannot_hold_is_named(tmp_path: Path, image: np.ndarray) -> None:
-    for value in (tmp_path, float("nan")):
+    for value in (tmp_path, float("nan"), "caf\udce9.png"):
         with pytest.raises(SampleError, match="setting where"):
             save_picture(image, tmp_path / "cat.png", {"where": value})
     assert list(tmp_path.iterdir()) == []

@@ -89,8 +89,11 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
 
     Asked before anything in the folder is written, so that a refused call leaves the run as it was.
 
-    Raises: TrainError: they differ in more than what is free.
+    Raises: TrainError: they differ in more than what is free. ConfigError: the folder's name or a setting is no
+        Unicode, which files of settings and weights ask for.
     """
+    config.literal(folder, "--out")
+    config.dump(settings)
     if force or not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))

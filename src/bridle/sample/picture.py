@@ -69,7 +69,7 @@ def settings_text(settings: Mapping[str, Any]) -> str:
     """Settings as JSON. Raises: SampleError: a value is not a plain one."""
     for key, value in settings.items():
         try:
-            json.dumps(value, allow_nan=False)
+            json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
         except (TypeError, ValueError) as error:
             raise SampleError(
                 f"setting {key} is {value!r}, which JSON cannot hold ({error}); pass a plain value"
