@@ -135,7 +135,15 @@ def test_a_new_picture_pushes_out_one_held_out_pair_at_most() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"size_px": 100}, {"size_px": 0}, {"held_out": -1}, {"variants": 0}, {"annotator": "x"}, {"crop": "left"}],
+    [
+        {"size_px": 100},
+        {"size_px": 0},
+        {"size_px": 8},
+        {"held_out": -1},
+        {"variants": 0},
+        {"annotator": "x"},
+        {"crop": "left"},
+    ],
 )
 def test_settings_out_of_range_are_named(values: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=next(iter(values))):

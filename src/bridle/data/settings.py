@@ -15,7 +15,7 @@ class DataSettings:
     Args:
         folder: the data set; see `sources.open_source` for the layouts.
         annotator: what makes the hints of a data set that brings none.
-        size_px: side of the square that every pair is cut to, a multiple of 8.
+        size_px: side of the square that every pair is cut to, a multiple of 8 from 16: SSIM has windows of 11 pixels.
         held_out: pairs kept out of training, for previews and measuring.
         variants: how often each training pair is cached, under different draws of crop, flip and annotator.
         flip: mirror every other training pair. Turn it off where left and right, or writing, matter.
@@ -36,8 +36,10 @@ class DataSettings:
 
     def __post_init__(self) -> None:
         check_name(self.annotator)
-        if self.size_px < 8 or self.size_px % 8:
-            raise ConfigError(f"setting size_px is {self.size_px}; expected a multiple of 8, such as 128 or 512")
+        if self.size_px < 16 or self.size_px % 8:
+            raise ConfigError(
+                f"setting size_px is {self.size_px}; expected a multiple of 8 from 16, such as 128 or 512"
+            )
         for name, least in (("held_out", 0), ("variants", 1), ("seed", 0)):
             value = getattr(self, name)
             if value < least:
