@@ -121,7 +121,7 @@ def processes(device: str) -> Generator[World]:
 @contextmanager
 def alone_in(folder: Path) -> Generator[None]:
     """Raises: TrainError: another process trains in this folder."""
-    new = not folder.exists()
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     with holding(folder / LOCK, wait=False) as alone:
         if not alone:
             raise TrainError(f"another training writes to {folder}; wait for its end, or give this one another --out")
@@ -131,7 +131,8 @@ def alone_in(folder: Path) -> Generator[None]:
             if new and [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
                 with suppress(OSError):  # Windows keeps files that are open
                     (folder / LOCK).unlink()
-                    folder.rmdir()
+                    for path in new:
+                        path.rmdir()
 
 
 def share_data(settings: RunSettings, base: Base, folder: Path, world: World, force: bool) -> RunData:
