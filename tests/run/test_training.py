@@ -168,6 +168,24 @@ def test_a_run_that_began_otherwise_is_refused_and_left_as_it_was(
     assert snapshot(done.run.folder) == before
 
 
+def unlocked(settings: RunSettings) -> RunSettings:
+    large = replace(settings.train, regime="large", unlock_after=1, unlock_lr=1e-3)
+    return replace(settings, train=replace(large, steps=STEPS + 1))
+
+
+def test_what_even_force_cannot_do_is_refused_and_leaves_the_run_as_it_was(done: Done, tmp_path: Path) -> None:
+    folder = copy_of(done, tmp_path)
+    before = snapshot(folder)
+    with pytest.raises(TrainError, match="the control was made otherwise"):
+        train_run(with_encoder(done.settings), folder, force=True)
+    assert snapshot(folder) == before
+    train_run(unlocked(done.settings), folder)
+    before = snapshot(folder)
+    with pytest.raises(TrainError, match=r"it has trained .* of the base's weights, and would go on with 0"):
+        train_run(done.settings, folder, force=True)
+    assert snapshot(folder) == before
+
+
 def test_the_small_regime_trains_the_middle_link_and_then_all_of_them(done: Done, tmp_path: Path) -> None:
     shutil.copytree(done.run.folder / "cache", tmp_path / "cache")
     small = replace(done.settings.train, regime="small", reconnect=STEPS - 1, checkpoint_every=STEPS - 2)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +82,6 @@ def train_run(
         if world.main:
             until_done.enter_context(alone_in(folder))
         data = share_data(settings, base, folder, world, force)
-        if world.main:
-            open_run(folder, settings)
         # Before a new control's hints are scaled: what that frees, the first step need not have mapped again.
         settle_freed_memory(base.device, saving=settings.machine.saves_memory)
         kept = gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0]
@@ -210,6 +209,7 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
     return Hands(
         save=save,
         save_best=save_best,
+        begun=partial(open_run, folder, settings),
         preview=preview,
         measure=measure,
         guidance=settings.sample.guidance,

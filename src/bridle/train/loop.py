@@ -70,6 +70,7 @@ class Hands:
 
     Args:
         save: called with the averaged control at every checkpoint.
+        begun: called by the main process once nothing refuses the run any more, before its first step.
         save_best: called with it when held-out pictures obey better than ever before.
         preview: called with it at every preview step.
         measure: draws and measures a few held-out pictures.
@@ -80,6 +81,7 @@ class Hands:
 
     save: Save
     save_best: Save = lambda control, step: None
+    begun: Callable[[], None] = lambda: None
     preview: Callable[[Control, int, Check], None] | None = None
     measure: Measure | None = None
     guidance: float = 1.0
@@ -210,6 +212,7 @@ class _Run:
         probed = {row["step"] for row in self.watch.rows}
         self.log = RunLog(self.folder, known, probed, self.settings.tensorboard) if self.world.main else None
         if self.log:
+            self.hands.begun()
             for write in self.unlogged:
                 write(self.log)
         if forced:
