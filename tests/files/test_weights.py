@@ -53,6 +53,14 @@ def test_a_saved_control_comes_back_bit_for_bit(options: dict[str, Any], tmp_pat
     assert read_metadata(tmp_path)["annotator"] == "canny"
 
 
+def test_a_control_comes_to_the_device_that_auto_means_for_a_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_control(make(), tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert load_control(tmp_path, device="auto").device.type == "cpu"
+
+
 def test_another_number_of_pixels_per_latent_survives(tmp_path: Path) -> None:
     save_control(make(hint_encoder="paper", size_factor=4), tmp_path)
     assert load_control(tmp_path).size_factor == 4

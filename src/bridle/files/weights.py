@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from bridle.atomic import write_text, write_with
+from bridle.base.load import pick_device
 from bridle.control.control import Control, control_class
 from bridle.errors import FileError
 from bridle.files.base import open_unet
@@ -59,6 +60,7 @@ def load_control(
 
     Args:
         base: of a file that holds the difference to it: "embedded", a diffusers folder, or a checkpoint.
+        device: a torch device, or "auto": a GPU where there is one.
 
     Raises: FileError: it is missing or damaged, no control that Bridle can use, or the base delta is not the one that
         the weights were saved with.
@@ -74,7 +76,7 @@ def load_control(
     if "base_delta" in found.facts:
         folder = found.weights.path.parent
         control.base_delta = read_delta(folder, found.facts["base_delta"])
-    return control.eval().to(device, dtype)
+    return control.eval().to(pick_device(device), dtype)
 
 
 def build(config: dict[str, Any], facts: Mapping[str, Any]) -> Control:
