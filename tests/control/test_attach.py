@@ -231,6 +231,8 @@ def test_what_cannot_be_done_is_refused(stock: StableDiffusionPipeline, control:
             rig["egde"]
         with pytest.raises(ConfigError, match=r"from 0.8 to 0.2; expected 0 <= start <= end <= 1"):
             rig["edge"].set(start=0.8, end=0.2)
+        with pytest.raises(HintError, match=r"mask has shape \[64, 64, 3\]; expected one channel"):
+            rig["edge"].set(mask=np.zeros((64, 64, 3), np.uint8))
         rig["edge"].set(hint=np.stack([HINT] * 3))
         with pytest.raises(HintError, match="3 hints for 2 pictures; give one hint, or one per prompt"):
             draw(stock, ["a", "b"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from bridle.control.hint import build_hint_encoder, check_hint, official_channels, to_hint
+from bridle.control.hint import build_hint_encoder, check_hint, official_channels, to_hint, to_mask
 from bridle.errors import ConfigError, HintError
 
 
@@ -29,6 +29,20 @@ def test_a_hint_that_does_not_fit_is_refused(hint: Any, channels: int, said: lis
     with pytest.raises(HintError) as raised:
         to_hint(hint, channels)
     assert [part for part in said if part not in str(raised.value)] == []
+
+
+@pytest.mark.parametrize("mask", [np.zeros((8, 16, 3), np.uint8), torch.zeros(3, 8, 16), torch.zeros(2, 3, 8, 16)])
+def test_a_mask_of_several_channels_is_refused_as_a_mask(mask: Any) -> None:
+    with pytest.raises(HintError) as raised:
+        to_mask(mask)
+    assert str(raised.value).startswith(f"mask has shape {list(mask.shape)}; expected one channel")
+
+
+def test_a_mask_is_a_hint_of_one_channel() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 16), dtype=np.uint8)
+    for mask in (pixels, pixels[..., None], Image.fromarray(pixels)):
+        assert torch.equal(to_mask(mask), to_hint(pixels, 1))
+    assert torch.equal(to_mask(to_hint(pixels, 1)), to_hint(pixels, 1))
 
 
 def test_a_hint_of_another_size_than_the_picture_is_refused() -> None:

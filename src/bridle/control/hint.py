@@ -93,6 +93,15 @@ def to_hint(hint: Any, channels: int) -> Tensor:
     return hint.float().contiguous()  # or kernels for other layouts round the same pixels differently
 
 
+def to_mask(mask: Any) -> Tensor:
+    """As `to_hint`, of one channel. Returns: [B, 1, H, W]. Raises: HintError: as there."""
+    shape = list(getattr(mask, "shape", ()))
+    if len(shape) > 2 and shape[-1 if isinstance(mask, np.ndarray) else -3] != 1:
+        expected = "one channel, an array [H, W] of uint8 or a tensor [B, 1, H, W]"
+        raise HintError(f"mask has shape {shape}; expected {expected}: give the channel that is 1 inside")
+    return to_hint(mask, 1)
+
+
 def check_range(hint: Tensor) -> None:
     """Raises: HintError: values lie outside [0, 1]."""
     low, high = hint.min().item(), hint.max().item()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bridle.control.control import Call, Control, denoiser_of
 from bridle.control.half import Half
-from bridle.control.hint import to_hint
+from bridle.control.hint import to_mask
 from bridle.control.progress import Place
 from bridle.control.pulls import Pull, compute
 from bridle.control.residuals import Residuals
@@ -72,7 +72,7 @@ class Rein:
         if keyframes is not None:
             given["keyframes"] = tuple((share, factor) for share, factor in keyframes)
         strength = replace(self.strength, **{name: value for name, value in given.items() if value is not None})
-        mask = None if mask is None else to_hint(mask, 1)
+        mask = None if mask is None else to_mask(mask)
         if hint is not None:
             self._hint, self._prepared, self._features = self.control.read_hint(hint), None, None
         self.strength, self.mask = strength, self.mask if mask is None else mask
