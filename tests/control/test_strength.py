@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -47,6 +48,15 @@ def test_keyframes_run_straight_from_one_to_the_next_stay_at_the_ends_and_may_ju
     keyframes = ((0.25, 2.0), (0.5, 1.0), (0.5, 0.0), (1.0, 1.0))
     assert Strength(keyframes=keyframes).at(share, 1.0) == pytest.approx(expected)
     assert Strength(keyframes=keyframes, scale=0.5).at(share, 1.0) == pytest.approx(0.5 * expected)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, np.int64])
+def test_numbers_may_be_numpys(kind: Any) -> None:
+    def strength(kind: Any) -> Strength:
+        return Strength(scale=kind(3), end=kind(1), weights=(kind(2),) * 13, keyframes=((kind(0), kind(1)),))
+
+    assert strength(kind) == strength(float)
+    assert factors(strength(kind), strength(kind).at(0.0, 0.5)) == [6.0] * 13
 
 
 def test_a_step_counts_where_all_of_it_lies_between_start_and_end() -> None:

@@ -7,6 +7,7 @@ done: where a picture is begun from another one, those that are left out do not 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 import torch
@@ -135,4 +136,4 @@ def check_keyframes(keyframes: Sequence[tuple[float, float]]) -> None:
 
 
 def is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, Real) and math.isfinite(value)  # NumPy's scalars as well
