@@ -229,6 +229,14 @@ def test_what_train_is_told_reaches_training_with_overrides_last(
     )
 
 
+def test_what_was_moved_away_is_not_said_to_lie_there(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    moved = replace(RESULT, control=False, best=False)
+    monkeypatch.setattr("bridle.run.start.start", lambda *_, **__: moved)
+    named = ("train", "--data", "d", "--out", "o")
+    assert call(*named)[1].splitlines()[-1] == f"Control: no longer in {Path('o/control')}"
+    assert json.loads(call(*named, "--json")[1]) == {**asdict(moved), "control": None}
+
+
 def test_the_scenes_are_written_once_and_nothing_is_overwritten(
     call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -244,7 +252,7 @@ def test_the_scenes_are_written_once_and_nothing_is_overwritten(
     check_one_line(call("data", "embedded"), "scenes is not empty", "give another folder")
 
 
-RESULT = Result(step=3, finished=True, reason="done", verdict="Control learned at step 2.", best=True)
+RESULT = Result(step=3, finished=True, reason="done", verdict="Control learned at step 2.", control=True, best=True)
 MEASURED = SimpleNamespace(evaluation=SimpleNamespace(folder=Path("e")), report=Path("e/report.html"))
 DEMO = SimpleNamespace(summary={"f1": 0.5}, sentence="They follow.", report=Path("r"), sheet=Path("s"), colours=None)
 

@@ -85,14 +85,16 @@ def train(
     result = start(given, out, memory=memory, force=force, nproc=nproc, ray=ray, as_json=as_json)
     if result is None:  # it is one of several processes, and not the one that speaks
         return
+    control = str(out / "control")
     lines = [
         f"Training {'finished' if result.finished else 'stopped'} at step {result.step}: {result.reason}.",
         result.verdict,
-        f"Control: {out / 'control'}" + (f", the best: {out / 'best'}" if result.best else ""),
+        f"Control: {'' if result.control else 'no longer in '}{control}"
+        + (f", the best: {out / 'best'}" if result.best else ""),
     ]
     if not result.finished:
         lines.append("The same command goes on.")
-    say({**asdict(result), "control": str(out / "control")}, as_json, lines=lines)
+    say({**asdict(result), "control": control if result.control else None}, as_json, lines=lines)
 
 
 @app.command()

@@ -129,10 +129,11 @@ def test_what_processes_failed_with_is_the_exit_status(
 def test_the_result_is_what_the_run_logged_last(tmp_path: Path) -> None:
     write(tmp_path, [ENDED])
     stopped = "The probes do not show that the control is learned."
-    assert start.read_result(tmp_path) == start.Result(7, False, "asked to stop", stopped, best=False)
-    (tmp_path / "best").mkdir()
+    assert start.read_result(tmp_path) == start.Result(7, False, "asked to stop", stopped, control=False, best=False)
+    for name in ("control", "best"):
+        (tmp_path / name).mkdir()
     learned = {"step": 8, "kind": "learned", "message": "control learned at step 8 (advantage 0.31 ± 0.02)"}
     done = {"step": 9, "kind": "ended", "message": "all 9 steps are done", "finished": True}
     write(tmp_path, [ENDED, learned, done])
     said = "Control learned at step 8 (advantage 0.31 ± 0.02)."
-    assert start.read_result(tmp_path) == start.Result(9, True, "all 9 steps are done", said, best=True)
+    assert start.read_result(tmp_path) == start.Result(9, True, "all 9 steps are done", said, control=True, best=True)

@@ -110,6 +110,8 @@ def test_a_finished_run_does_nothing_more_and_a_longer_one_goes_on(new_run: Any,
     assert run.start().finished
     assert run.digest() == first
     assert run.saved == [2, 4]
+    outcome = run.start(steps=2)
+    assert (outcome.step, outcome.finished, outcome.reason) == (4, True, "train.steps is 2, and more are done")
     run.start(steps=6)
     assert same(run.tensors(), whole.tensors())
 

@@ -24,13 +24,14 @@ class Result:
         finished: else the same command goes on.
         reason: why it ended.
         verdict: what the probes say, in words.
-        best: whether `best/` holds a control.
+        control, best: whether the folders of these names are there: they may have been moved since.
     """
 
     step: int
     finished: bool
     reason: str
     verdict: str
+    control: bool
     best: bool
 
 
@@ -118,4 +119,5 @@ def read_result(folder: Path) -> Result:
     verdict = (
         learned[0][0].upper() + learned[0][1:] if learned else "The probes do not show that the control is learned"
     )
-    return Result(ended["step"], ended["finished"], ended["message"], verdict + ".", (folder / BEST).exists())
+    there = [(folder / name).exists() for name in ("control", BEST)]
+    return Result(ended["step"], ended["finished"], ended["message"], verdict + ".", *there)

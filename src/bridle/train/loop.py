@@ -328,7 +328,9 @@ class _Run:
     def _reason_to_end(self, stop: StopSignal) -> str:
         if any_rank(bool(stop), self.world):
             return STOPPED
-        if self.step >= self.settings.steps:
+        if self.step > self.settings.steps:
+            return f"train.steps is {self.settings.steps}, and more are done"
+        if self.step == self.settings.steps:
             return f"all {self.settings.steps} steps are done"
         if self.settings.patience and self.watch.without_better >= self.settings.patience:
             return f"no better control in {self.settings.patience} probes"
