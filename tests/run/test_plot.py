@@ -62,7 +62,7 @@ def test_there_is_no_picture_before_the_first_probe(tmp_path: Path) -> None:
     [
         ([probe(0)], []),
         ([probe(0, figure=None), probe(20, 0.1, figure=None)], [metric(10)]),
-        ([probe(0), probe(20, math.nan), probe(40, 0.1)], [metric(10, math.nan), metric(20, math.inf), metric(30)]),
+        ([probe(0), probe(20, math.nan), probe(40, 0.1)], [metric(10, math.nan), metric(20, None), metric(30)]),
         ([probe(step, 0.1) for step in range(0, 4000, 2)], [metric(step) for step in range(1, 4000)]),
     ],
     ids=["one probe", "no samples", "not finite", "thousands"],

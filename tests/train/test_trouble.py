@@ -43,7 +43,9 @@ def test_a_step_without_a_finite_loss_or_gradient_is_skipped_counted_and_its_sam
     run = new_run("run")
     assert run.start().finished
     assert all(tensor.isfinite().all() for tensor in run.tensors().values())
-    assert [row["skipped"] for row in read_rows(run.folder / "metrics.jsonl")] == [0, 0, 1, 1, 1, 1]
+    rows = read_rows(run.folder / "metrics.jsonl")
+    assert [row["skipped"] for row in rows] == [0, 0, 1, 1, 1, 1]
+    assert [row["grad_norm"] is None for row in rows] == [False, False, True, False, False, False]  # JSON has no NaN
     events = [row for row in read_rows(run.folder / "events.jsonl") if row["kind"] == "skipped"]
     assert [event["step"] for event in events] == [3]
     assert len(events[0]["samples"]) == named

@@ -3,7 +3,6 @@
 From what decides to what says least: how well pictures obey, the hint advantage, the zero convolutions, the loss.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -36,7 +35,7 @@ Panel = tuple[Sequence[Row], float, Callable[[Axes, Sequence[Row]], None]]  # fi
 
 def choose_panels(probes: Sequence[Row], metrics: Sequence[Row]) -> list[Panel]:
     """Those that there are figures for, the lowest first."""
-    losses = [row for row in metrics if math.isfinite(row["loss"])]
+    losses = [row for row, loss in zip(metrics, column(metrics, "loss"), strict=True) if np.isfinite(loss)]
     pictures = [row for row in probes if row["controllability"]]
     panels: list[Panel] = [
         (losses, 0.75, draw_loss),

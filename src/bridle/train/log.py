@@ -6,6 +6,7 @@ A continued run drops the rows that its checkpoint does not know of, so that non
 import json
 import re
 from collections.abc import Collection, Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class RunLog:
             if (folder / name).exists():
                 rows = [row for row in read_rows(folder / name) if row.get("step", -1) <= first_step]
                 known = [row for row in rows if row.get("step") not in unknown or not follows(name, row)]
-                write_text(folder / name, "".join(json.dumps(row) + "\n" for row in known))
+                write_text(folder / name, "".join(map(as_line, known)))
         for sheet in (folder / "previews").glob("step-*.png"):
             if (found := SHEET.fullmatch(sheet.name)) and int(found[1]) > first_step:
                 sheet.unlink()
@@ -66,12 +67,18 @@ class RunLog:
 
     def _add(self, name: str, row: dict[str, Any]) -> None:
         with open(self.folder / name, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(as_line(row))
 
     def _show(self, step: int, figures: dict[str, float]) -> None:
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, step)
+
+
+def as_line(row: Mapping[str, Any]) -> str:
+    """A row as JSON, which knows no NaN and no infinity: figures that are not finite become null."""
+    kept = {name: None if isinstance(value, float) and not isfinite(value) else value for name, value in row.items()}
+    return json.dumps(kept) + "\n"
 
 
 def follows(name: str, row: Mapping[str, Any]) -> bool:
