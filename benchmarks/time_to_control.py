@@ -3,6 +3,7 @@
     python benchmarks/time_to_control.py bridle paper peer --seeds 0 1 2
     python benchmarks/time_to_control.py brief --steps 160 --seeds 0 1 2
     python benchmarks/time_to_control.py --plot docs/images/time-to-control.png
+    python benchmarks/time_to_control.py --draw --inception default_1.pt
 
 Edges on the embedded base and the package's scenes; probed on 24 held-out pairs of objects that training never shows.
 "peer" is what diffusers' script does: the released code's start, every noise level alike, no averaged weights. "paper"
@@ -10,7 +11,8 @@ is that with the demo's weighting of the loss and averaging, "bridle" has the de
 "brief" is that for somebody in a hurry: the learning rate falls to zero over the second half of few steps.
 Learning rate, batch and pairs are the same for all, and all are run by Bridle's own step, so that only the recipes are
 compared; `step.py` compares the steps. The moment is the first probe that reaches 90% of the hint advantage that the
-best run of all ends with, counted in steps and in CPU seconds of training. Run again, a command goes on.
+best run of all ends with, counted in steps and in CPU seconds of training. Run again, a command goes on. What the runs
+end with is also drawn: the held-out pairs, and how they obey (edge F1) and look (KID to pictures of the data set).
 """
 
 import argparse
@@ -26,14 +28,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from speeds import distance_to, draw
 
 from bridle.base.load import load_base
 from bridle.control.control import Control
 from bridle.control.unet import UNetControl
 from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
-from bridle.files.weights import save_control
+from bridle.files.weights import load_control, save_control
 from bridle.run.pairs import load_data
+from bridle.sample.settings import SampleSettings
 from bridle.train.hint_start import first_hints, scale_hint_encoder
 from bridle.train.log import read_rows
 from bridle.train.loop import Hands, train
@@ -124,6 +128,25 @@ def summary(out: Path) -> dict[str, Any]:
     return result
 
 
+def drawn(out: Path, inception: Path | None) -> dict[str, Any]:
+    """By recipe and seed: what the control that a run ended with draws of the held-out pairs, with two seeds each."""
+    base, scenes = load_base(), write_scenes(out / "scenes").folder
+    data = DataSettings(folder=scenes, annotator="canny", held_out=24, variants=1)
+    pairs = load_data(data, base, out / "data").held_out()
+    far = distance_to(scenes / "pictures", inception) if inception else None
+    how = SampleSettings(steps=20, guidance=3.0, batch=12, precision="bf16")
+    controls = {folder.name: folder / "control" for recipe in RECIPES for folder in sorted(out.glob(f"{recipe}-*"))}
+    result: dict[str, Any] = {}
+    for name, path in {"none": None, **controls}.items():
+        found = draw(base, load_control(path) if path else None, pairs, [0, 1], how)
+        error = found.obedience.std(ddof=1) / len(found.obedience) ** 0.5
+        result[name] = {"f1": float(found.obedience.mean()), "error": float(error)}
+        if far:
+            result[name]["kid"] = far(found.pictures)
+        print(name, result[name], flush=True)
+    return result
+
+
 def plot(out: Path, path: Path) -> None:
     """Advantage over steps; a line a seed."""
     figure = Figure(figsize=(9, 4.2), dpi=130, layout="constrained")
@@ -153,6 +176,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--out", type=Path, default=Path("work/time-to-control"))
     parser.add_argument("--plot", type=Path)
+    parser.add_argument("--draw", action="store_true", help="what the runs ended with")
+    parser.add_argument("--inception", type=Path, help="for KID; see benchmarks/speeds.py")
     given = parser.parse_args()
     for recipe in given.recipes:
         for seed in given.seeds:
@@ -160,6 +185,8 @@ def main() -> None:
     print(json.dumps(summary(given.out), indent=1))
     if given.plot:
         plot(given.out, given.plot)
+    if given.draw:
+        (given.out / "drawn.json").write_text(json.dumps(drawn(given.out, given.inception), indent=1))
 
 
 if __name__ == "__main__":
