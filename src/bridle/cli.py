@@ -185,6 +185,9 @@ def evaluate(
     run: Annotated[Path, typer.Argument(help="The run's folder.")] = Path("run"),
     pairs: Annotated[int | None, typer.Option(min=1, help="How many held-out pairs; all where not given.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Pictures per pair.")] = 2,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu or cuda; as the run was trained where not given.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure on held-out pairs whether the pictures obey the hints; writes figures, a report and a picture sheet.
@@ -195,7 +198,7 @@ def evaluate(
         from bridle.evaluate import sentence
         from bridle.run import evaluate_run
 
-    measured = evaluate_run(run, pairs=pairs, seeds=seeds)
+    measured = evaluate_run(run, pairs=pairs, seeds=seeds, device=device)
     said = sentence(measured.evaluation)
     summary = {"sentence": said, "report": str(measured.report), "figures": str(measured.evaluation.folder)}
     say(summary, as_json, lines=[said, f"Report: {measured.report}"])

@@ -247,6 +247,17 @@ def test_a_base_that_asks_for_conditions_of_other_families_is_refused(tmp_path: 
         load_base(tmp_path)
 
 
+@pytest.mark.parametrize("device", ["gpu", "", "meta", "cuda", "cuda:0", "cpu:1"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_loaded(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("bridle.base.load.read_folder", lambda *_: pytest.fail("loaded"))
+    with pytest.raises(BaseError, match=f"device '{device}' is none that PyTorch can use .*; expected cpu, or auto"):
+        load_base("embedded", device=device)
+
+
 def test_a_pipeline_without_a_part_is_refused() -> None:
     pipeline: StableDiffusionPipeline = tiny.make_pipeline()
     pipeline.text_encoder = None

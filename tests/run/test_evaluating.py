@@ -1,15 +1,18 @@
 """Measuring a run: figures, a page and a sheet from what its folder holds."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from small_run import HELD_OUT, Done
 
-from bridle.errors import ConfigError, DataError
+from bridle.errors import BaseError, ConfigError, DataError
 from bridle.run import evaluate_run, train_run
+from bridle.run.settings import open_run
 
 
 def test_a_run_is_measured_from_its_folder_alone(done: Done) -> None:
@@ -35,6 +38,17 @@ def test_a_run_that_holds_nothing_out_cannot_be_measured(done: Done, tmp_path: P
     assert not (tmp_path / "previews").exists()
     with pytest.raises(DataError, match=r"train with data\.held_out of 5 or more"):
         evaluate_run(tmp_path)
+
+
+def test_a_run_of_a_gpu_is_measured_without_one(done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    folder = tmp_path / "run"
+    shutil.copytree(done.run.folder, folder)
+    open_run(folder, replace(done.settings, device="cuda"))
+    with pytest.raises(BaseError, match="device 'cuda' is none that PyTorch can use"):
+        evaluate_run(folder, pairs=1, seeds=1)
+    assert evaluate_run(folder, pairs=1, seeds=1, device="cpu").report.is_file()
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -36,13 +36,15 @@ def load_base(where: str | Path = EMBEDDED, *, dtype: torch.dtype = torch.float3
         dtype: of the weights in memory; training keeps float32 and computes in bfloat16. A base on pixels is float32.
         device: a torch device, or "auto": a GPU where there is one.
 
-    Raises: BaseError: nothing is found there, files are missing or damaged, or it is of no family that is supported.
+    Raises: BaseError: nothing is found there, files are missing or damaged, it is of no family that is supported, or
+        the device is not there.
     """
+    device = pick_device(device)
     embedded = str(where) == EMBEDDED
     with quiet():
         path = embedded_folder() if embedded else find(str(where))
         pipeline = read_folder(path, dtype) if path.is_dir() else read_checkpoint(path, dtype)
-    return Base(pipeline.to(pick_device(device)), f"{EMBEDDED}/{path.name}" if embedded else str(where))
+    return Base(pipeline.to(device), f"{EMBEDDED}/{path.name}" if embedded else str(where))
 
 
 def find(where: str) -> Path:
@@ -61,10 +63,23 @@ def find(where: str) -> Path:
 
 
 def pick_device(name: str) -> str:
-    """ "auto" is a GPU where there is one; any other name stays."""
+    """ "auto" is a GPU where there is one; any other name stays. Raises: BaseError: there is no such device here."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    if not is_there(name):
+        usable = f"expected {'cpu or cuda' if torch.cuda.is_available() else 'cpu'}, or auto, which takes what is there"
+        raise BaseError(f"device {str(name)!r} is none that PyTorch can use on this machine; {usable}")
     return name
+
+
+def is_there(name: str) -> bool:
+    """Asked by counting, because to try a GPU would take memory on it."""
+    try:
+        device = torch.device(name)
+        count: int = torch.get_device_module(device).device_count()
+    except RuntimeError:  # no device of any machine, or nothing that computes
+        return False
+    return (device.index or 0) < count
 
 
 @contextmanager

@@ -40,6 +40,7 @@ def evaluate_run(
     pairs: int | None = None,
     seeds: int = 2,
     sample: SampleSettings | None = None,
+    device: str | None = None,
     base: Base | None = None,
     data: RunData | None = None,
     extra_facts: Mapping[str, str] | None = None,
@@ -52,6 +53,7 @@ def evaluate_run(
         pairs: how many held-out pairs; all of them where None.
         seeds: pictures per pair.
         sample: how to sample; as the run's settings say where None.
+        device: as `load_base` takes it; as the run's settings say where None.
         base, data: where they are still in memory; loaded where None.
         extra_facts: further rows for the report's last table.
 
@@ -59,7 +61,7 @@ def evaluate_run(
     """
     console = console or Console(stderr=True)
     settings = read_run(folder)
-    given, base = base, base or load_base(settings.base, device=settings.device)
+    given, base = base, base or load_base(settings.base, device=device or settings.device)
     data = data or load_data(settings.data, base, folder)
     how = sample or settings.sample
     precision = choose_precision(how.precision, base.device, base.denoiser.dtype)
