@@ -130,7 +130,7 @@ def sample(
     hint: Annotated[Path | None, typer.Option(help="The hint as a picture.")] = None,
     image: Annotated[Path | None, typer.Option(help="A picture to make the hint of, with --annotator.")] = None,
     annotator: Annotated[
-        str | None, typer.Option(help="canny where not given; `bridle annotate --help` lists them.")
+        str | None, typer.Option(help="As in training where not given; `bridle annotate --help` lists them.")
     ] = None,
     scale: Annotated[float | None, typer.Option(help="How strongly the control pulls: 1 where not given.")] = None,
     base: Annotated[str | None, typer.Option(help="As for training: embedded where not given.")] = None,
@@ -152,7 +152,7 @@ def sample(
     Example: `bridle sample --control run/control --hint edges.png --prompt "a red apple" --out apple.png`
     """
     with uncollected(lasting=True):
-        from bridle.run.recipes import read_recipe, warn_of_changes
+        from bridle.run.recipes import read_recipe, warn_of_annotators, warn_of_changes
         from bridle.run.sampling import sample_to_files
 
     flags = {
@@ -174,7 +174,7 @@ def sample(
         "speed": speed,
     }
     asked = read_recipe(recipe, picture, flags, overrides or [])
-    for line in warn_of_changes(picture, asked):
+    for line in [*warn_of_changes(picture, asked), *warn_of_annotators(asked)]:
         print(f"bridle: {line}", file=sys.stderr)
     paths = sample_to_files(asked, out, count)
     say({"pictures": [str(path) for path in paths]}, as_json, lines=[str(path) for path in paths])

@@ -20,7 +20,7 @@ from bridle.errors import ConfigError, DataError, FileError, SampleError
 from bridle.files.convert import convert
 from bridle.files.weights import load_control, save_control
 from bridle.kernels.precision import choose_precision
-from bridle.run.recipes import read_recipe, warn_of_changes
+from bridle.run.recipes import read_recipe, warn_of_annotators, warn_of_changes
 from bridle.run.sampling import annotate_file, fit, sample_to_files
 from bridle.run.sampling import make_hint as hint_of
 from bridle.sample.picture import read_settings, save_picture
@@ -173,6 +173,41 @@ def test_the_hint_of_a_picture_is_what_the_annotator_makes_of_it_at_the_pictures
     made = hint_of(None, pictures / "3.png", "canny", (SIZE_PX, SIZE_PX))
     assert made.any()
     assert np.array_equal(made, get_annotator("canny")(pixels(pictures / "3.png")))
+
+
+def says(done: Done, folder: Path, **facts: str) -> Path:
+    """A control that says so of itself."""
+    save_control(load_control(done.run.folder / "control"), folder, facts)
+    return folder
+
+
+@pytest.mark.parametrize(("facts", "expected"), [({"hint": "soft_edge"}, "soft_edge"), ({}, "canny")])
+def test_a_picture_becomes_the_hint_that_the_control_was_trained_on(
+    done: Done, hint: Path, tmp_path: Path, facts: dict[str, str], expected: str
+) -> None:
+    control = says(done, tmp_path / "control", **facts)
+    (found,) = draw(done, tmp_path / "found.png", image=hint, control=control)
+    (wanted,) = draw(done, tmp_path / "wanted.png", image=hint, control=control, annotator=expected)
+    assert read_settings(found) == read_settings(wanted)
+    assert read_recipe(None, found, {}).controls[0].annotator == expected
+
+
+@pytest.mark.parametrize(("kind", "said"), [("pose", "from 'pose', which Bridle cannot make"), ("files", "from files")])
+def test_where_no_annotator_makes_what_the_control_was_trained_on_a_hint_is_asked_for(
+    done: Done, hint: Path, tmp_path: Path, kind: str, said: str
+) -> None:
+    control = says(done, tmp_path / "control", hint=kind)
+    with pytest.raises(SampleError, match=rf"control {control} was trained on hints {said}.*: give --hint, or"):
+        draw(done, tmp_path / "out.png", image=hint, control=control)
+    assert draw(done, tmp_path / "out.png", image=hint, control=control, annotator="canny")
+
+
+def test_another_annotator_than_the_one_in_training_is_warned_of(done: Done, hint: Path, tmp_path: Path) -> None:
+    control = says(done, tmp_path / "control", hint="depth")
+    asked = {name: {**FLAGS, "control": control, "image": hint, "annotator": name} for name in ("depth", "canny")}
+    assert warn_of_annotators(read_recipe(None, None, asked["depth"])) == []
+    said = [f"control {control} was trained on hints of depth, not of canny: it may not obey"]
+    assert warn_of_annotators(read_recipe(None, None, asked["canny"])) == said
 
 
 @pytest.mark.parametrize("shape", [(100, 60), (48, 91), (64, 64), (20, 20)])

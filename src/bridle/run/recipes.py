@@ -3,14 +3,17 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bridle import config
 from bridle.base.load import EMBEDDED, embedded_folder
+from bridle.data.annotate import NAMES
 from bridle.errors import ConfigError, SampleError
+from bridle.files.read import open_control
 from bridle.sample.picture import read_settings
-from bridle.sample.recipe import Recipe
+from bridle.sample.recipe import ControlRecipe, Recipe
 
 # Flags that are about the only control of a recipe; pictures of Bridle 0.1 have its settings under the same names.
 CONTROL_FLAGS = {"control": "file", "hint": "hint", "image": "image", "annotator": "annotator", "scale": "scale"}
@@ -89,6 +92,41 @@ def change_control(controls: Sequence[Mapping[str, Any]], changes: Mapping[str, 
     dropped = {INSTEAD[name] for name in changes if name in INSTEAD} - changes.keys()
     kept = dict(controls[0]) if controls else {}
     return {name: value for name, value in kept.items() if name not in dropped} | dict(changes)
+
+
+def settle_annotators(recipe: Recipe) -> Recipe:
+    """Name the annotator of every picture that a hint is to be made of: the same that made the hints in training.
+
+    Raises: SampleError: a control was trained on hints that no annotator makes, and none is named. FileError: it cannot
+        be read.
+    """
+    return replace(recipe, controls=tuple(settle_annotator(one) for one in recipe.controls))
+
+
+def settle_annotator(one: ControlRecipe) -> ControlRecipe:
+    if one.image is None or one.annotator is not None:
+        return one
+    trained = trained_on(one.file) or "canny"
+    if trained in NAMES:
+        return replace(one, annotator=trained)
+    which = "files that the data set brought" if trained == "files" else f"{trained!r}, which Bridle cannot make"
+    remedy = f"give --hint, or say with --annotator what makes such hints: {', '.join(NAMES)}"
+    raise SampleError(f"control {one.file} was trained on hints from {which}: {remedy}")
+
+
+def trained_on(control: Path) -> Any:
+    """What made the hints in training, as the control's file says; None where it does not."""
+    return open_control(control).facts.get("hint")
+
+
+def warn_of_annotators(recipe: Recipe) -> list[str]:
+    """A line for each control that is to get other hints than it was trained on."""
+    asked = [(one, trained_on(one.file)) for one in recipe.controls if one.image is not None and one.annotator]
+    return [
+        f"control {one.file} was trained on hints of {trained}, not of {one.annotator}: it may not obey"
+        for one, trained in asked
+        if trained in NAMES and trained != one.annotator
+    ]
 
 
 def digest(path: Path) -> str:

@@ -17,7 +17,7 @@ from bridle.data.picture import read_hint, read_picture
 from bridle.errors import SampleError
 from bridle.files.weights import load_control
 from bridle.kernels.precision import TYPES, choose_precision
-from bridle.run.recipes import digest
+from bridle.run.recipes import digest, settle_annotators
 from bridle.sample.picture import save_picture
 from bridle.sample.recipe import ControlRecipe, Recipe, to_table
 from bridle.sample.sampler import generate
@@ -33,6 +33,7 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
     Raises: SampleError, DataError, HintError, BaseError, FileError: the recipe asks for what is not there.
     """
     check_out(out)
+    recipe = settle_annotators(recipe)
     device = torch.device(pick_device("auto"))
     precision = choose_precision(recipe.precision, device)
     recipe = dataclasses.replace(recipe, precision=precision)
@@ -103,11 +104,12 @@ def read_mask(path: Path, size: Size) -> np.ndarray:
     return fit(grey[..., None], size, cv2.INTER_NEAREST_EXACT)[..., 0]
 
 
-def make_hint(hint: Path | None, image: Path | None, annotator: str, size: Size) -> np.ndarray:
+def make_hint(hint: Path | None, image: Path | None, annotator: str | None, size: Size) -> np.ndarray:
     """The hint at the picture's size: read as it is, or made from a picture. Returns: [H, W, K] uint8."""
     if hint is not None:
         return fit(read_hint(hint), size, cv2.INTER_NEAREST_EXACT)
     assert image is not None
+    assert annotator is not None
     return get_annotator(annotator)(fit(read_picture(image), size, cv2.INTER_CUBIC), None)
 
 

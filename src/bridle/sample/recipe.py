@@ -23,6 +23,7 @@ class ControlRecipe:
         file: a control's folder, or any file that `load_control` reads.
         hint: its hint as a picture; or
         image: a picture to make the hint of, with `annotator`.
+        annotator: what made the hints in training where None, as the control's file says; "canny" where it does not.
         scale, start, end, keyframes: see `Strength`.
         weights, half: see `Strength`; where neither they nor `guess` are given, "even" and the control's own half.
         guess: guess mode in that definition; it stands for weights and half.
@@ -34,7 +35,7 @@ class ControlRecipe:
     file: Path
     hint: Path | None = None
     image: Path | None = None
-    annotator: str = "canny"
+    annotator: str | None = None
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
