@@ -14,17 +14,18 @@ from small_run import Done
 from tiny import SIZE_PX, make_hint, wake
 
 from bridle import config
+from bridle.control.control import Control
 from bridle.data.annotate import get_annotator
 from bridle.data.transforms import fit_hint, fit_image
-from bridle.errors import ConfigError, DataError, FileError, SampleError
+from bridle.errors import ConfigError, DataError, FileError, HintError, SampleError
 from bridle.files.convert import convert
 from bridle.files.weights import load_control, save_control
 from bridle.kernels.precision import choose_precision
 from bridle.run.recipes import read_recipe, warn_of_annotators, warn_of_changes
-from bridle.run.sampling import annotate_file, fit, sample_to_files
+from bridle.run.sampling import annotate_file, fit, sample_to_files, steer
 from bridle.run.sampling import make_hint as hint_of
 from bridle.sample.picture import read_settings, save_picture
-from bridle.sample.recipe import Recipe, to_table
+from bridle.sample.recipe import ControlRecipe, Recipe, to_table
 
 # diffusers' schedulers hand torch tensors to numpy in a way that numpy 2 asks to be changed.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -208,6 +209,23 @@ def test_another_annotator_than_the_one_in_training_is_warned_of(done: Done, hin
     assert warn_of_annotators(read_recipe(None, None, asked["depth"])) == []
     said = [f"control {control} was trained on hints of depth, not of canny: it may not obey"]
     assert warn_of_annotators(read_recipe(None, None, asked["canny"])) == said
+
+
+def test_a_control_of_one_channel_takes_grey_files_and_refuses_coloured_ones(
+    done: Done, hint: Path, tmp_path: Path
+) -> None:
+    control = wake(Control.from_base(done.run.base, hint_channels=1))
+    save_control(control, tmp_path / "control")
+    edges = tmp_path / "edges.png"
+    with Image.open(hint) as picture:
+        picture.convert("L").save(edges)
+    grey = fit(pixels(edges)[..., None], (SIZE_PX, SIZE_PX), cv2.INTER_NEAREST_EXACT)
+    steering = steer(ControlRecipe(file=tmp_path / "control", hint=edges), control, (SIZE_PX, SIZE_PX))
+    assert np.array_equal(steering.hints[0], grey)
+    assert draw(done, tmp_path / "drawn.png", control=tmp_path / "control", hint=edges)
+    assert draw(done, tmp_path / "made.png", control=tmp_path / "control", image=hint)  # edges are grey
+    with pytest.raises(HintError, match="3 channels; this control was made for 1: give a grey picture"):
+        draw(done, tmp_path / "out.png", control=tmp_path / "control", hint=hint)
 
 
 @pytest.mark.parametrize("shape", [(100, 60), (48, 91), (64, 64), (20, 20)])

@@ -115,7 +115,8 @@ def check_hint(hint: Tensor, channels: int, size_px: tuple[int, int] | None = No
     if hint.ndim != 4:
         raise HintError(f"hint has shape {list(hint.shape)}; expected [batch, {channels}, height, width]")
     if hint.shape[1] != channels:
-        remedy = f"give a hint of {channels}, or train a control with hint_channels={hint.shape[1]}"
+        fitting = "a grey picture" if channels == 1 else f"a hint of {channels}"
+        remedy = f"give {fitting}, or make a control with Control.from_base(base, hint_channels={hint.shape[1]})"
         raise HintError(f"hint has {hint.shape[1]} channels; this control was made for {channels}: {remedy}")
     if size_px is not None and tuple(hint.shape[-2:]) != size_px:
         (height, width), (expected_h, expected_w) = hint.shape[-2:], size_px
