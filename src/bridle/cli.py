@@ -133,6 +133,10 @@ def sample(
         str | None, typer.Option(help="As in training where not given; `bridle annotate --help` lists them.")
     ] = None,
     scale: Annotated[float | None, typer.Option(help="How strongly the control pulls: 1 where not given.")] = None,
+    half: Annotated[
+        str | None,
+        typer.Option(help="both, or conditional: guidance amplifies the hint too. The control's own where not given."),
+    ] = None,
     base: Annotated[str | None, typer.Option(help="As for training: embedded where not given.")] = None,
     init: Annotated[Path | None, typer.Option(help="A picture to begin from.")] = None,
     strength: Annotated[float | None, typer.Option(help="How far to go from it: 0.75 where not given.")] = None,
@@ -165,6 +169,7 @@ def sample(
         "image": image,
         "annotator": annotator,
         "scale": scale,
+        "half": half,
         "init": init,
         "strength": strength,
         "mask": mask,

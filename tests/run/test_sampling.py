@@ -15,6 +15,7 @@ from tiny import SIZE_PX, make_hint, wake
 
 from bridle import config
 from bridle.control.control import Control
+from bridle.control.strength import Strength
 from bridle.data.annotate import get_annotator
 from bridle.data.transforms import fit_hint, fit_image
 from bridle.errors import ConfigError, DataError, FileError, HintError, SampleError
@@ -117,6 +118,8 @@ def test_flags_change_a_recipe_and_overrides_have_the_last_word(strong: Path, hi
     assert (asked.steps, asked.controls[0].start) == (2, 0.2)
     changed = config.build(Recipe, to_table(asked))
     assert changed == asked
+    (halved,) = read_recipe(None, None, {**FLAGS, "control": strong, "hint": hint, "half": "conditional"}).controls
+    assert halved.strength == Strength(half="conditional")
     with_picture = read_recipe(None, None, {**FLAGS, "control": strong, "image": hint, "seed": 1}, ["seed=2"])
     assert (with_picture.controls[0].hint, with_picture.controls[0].image, with_picture.seed) == (None, hint, 2)
 

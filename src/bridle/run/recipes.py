@@ -16,7 +16,7 @@ from bridle.sample.picture import read_settings
 from bridle.sample.recipe import ControlRecipe, Recipe
 
 # Flags that are about the only control of a recipe; pictures of Bridle 0.1 have its settings under the same names.
-CONTROL_FLAGS = {"control": "file", "hint": "hint", "image": "image", "annotator": "annotator", "scale": "scale"}
+CONTROL_FLAGS = {"control": "file"} | {name: name for name in ("hint", "image", "annotator", "scale", "half")}
 INSTEAD = {"hint": "image", "image": "hint"}  # which flag puts an end to which other setting
 OLD = ("prompt", "seed", "base", "steps", "guidance", "scheduler", "precision")
 
