@@ -326,9 +326,15 @@ def test_a_folder_may_have_any_name_and_has_to_have_one(
 def test_what_cannot_be_written_is_one_line(call: Call, tmp_path: Path) -> None:
     Image.new("RGB", (64, 64)).save(tmp_path / "picture.png")
     (tmp_path / "folder").mkdir()
-    for out in ("folder", "picture.png/hint.png", "n" * 300 + ".png"):
-        result = call("annotate", str(tmp_path / "picture.png"), str(tmp_path / out))
-        check_one_line(result, "cannot be read or written", "give another path")
+    said = {
+        "folder": "folder, which is a folder; give the name of a file in it",
+        "hint.jpg": "hint.jpg; expected a name that ends on .png",
+        "picture.png/hint.png": "hint.png, which lies beneath a file; give another path",
+        "n" * 300 + ".png": "cannot be read or written",
+    }
+    for out, words in said.items():
+        check_one_line(call("annotate", str(tmp_path / "picture.png"), str(tmp_path / out)), words)
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["folder", "picture.png"]
     long = tmp_path / ("n" * 250 + ".png")
     assert CliRunner().invoke(app, ["annotate", str(tmp_path / "picture.png"), str(long)]).exit_code == 0
     assert long.exists()

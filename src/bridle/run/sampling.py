@@ -62,10 +62,10 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
 
 def check_out(out: Path) -> None:
     """Raises: SampleError: no picture can be written there; better known before it is drawn."""
-    if out.suffix.lower() != ".png":
-        raise SampleError(f"picture would be written to {out}; expected a name that ends on .png, which keeps a recipe")
     if out.is_dir():
         raise SampleError(f"picture would be written to {out}, which is a folder; give the name of a file in it")
+    if out.suffix.lower() != ".png":
+        raise SampleError(f"picture would be written to {out}; expected a name that ends on .png, which keeps a recipe")
     if any(parent.is_file() for parent in out.parents):
         raise SampleError(f"picture would be written to {out}, which lies beneath a file; give another path")
 
@@ -135,6 +135,7 @@ def fit(pixels: np.ndarray, size: Size, enlarge: int) -> np.ndarray:
 
 
 def annotate_file(image: Path, out: Path, annotator: str) -> None:
-    """Make a hint of a picture file, at the picture's own size."""
+    """Make a hint of a picture file, at the picture's own size. Raises: SampleError: it cannot be written there."""
+    check_out(out)
     made = get_annotator(annotator)(read_picture(image), None)
     save_picture(made[..., :3], out, {"image": str(image), "annotator": annotator})
