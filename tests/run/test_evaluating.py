@@ -1,6 +1,7 @@
 """Measuring a run: figures, a page and a sheet from what its folder holds."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -49,6 +50,22 @@ def test_a_run_of_a_gpu_is_measured_without_one(done: Done, tmp_path: Path, monk
     with pytest.raises(BaseError, match="device 'cuda' is none that PyTorch can use"):
         evaluate_run(folder, pairs=1, seeds=1)
     assert evaluate_run(folder, pairs=1, seeds=1, device="cpu").report.is_file()
+
+
+def test_where_the_data_set_has_moved_the_sentence_names_what_works(done: Done, tmp_path: Path) -> None:
+    folder, gone = tmp_path / "run", tmp_path / "gone"
+    shutil.copytree(done.run.folder, folder)
+    open_run(folder, replace(done.settings, data=replace(done.settings.data, folder=gone)))
+    said = (
+        f"data folder {gone} of this run does not exist: put it back, or set data.folder in {folder / 'settings.toml'}"
+    )
+    with pytest.raises(DataError, match=re.escape(said)):
+        evaluate_run(folder, pairs=1, seeds=1)
+    text = (folder / "settings.toml").read_text(encoding="utf-8")
+    assert str(gone) in text
+    moved = text.replace(str(gone), str(done.settings.data.folder))
+    (folder / "settings.toml").write_text(moved, encoding="utf-8")
+    assert evaluate_run(folder, pairs=1, seeds=1).report.is_file()
 
 
 def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from bridle.evaluate import Evaluation, Generate, evaluate, write_report, write_
 from bridle.files.weights import load_control, read_metadata
 from bridle.kernels.precision import TYPES, choose_precision
 from bridle.run.pairs import RunData, load_data
-from bridle.run.settings import RunSettings, read_run
+from bridle.run.settings import FILE, RunSettings, read_run
 from bridle.sample.sampler import generate, reconstruct
 from bridle.sample.settings import SampleSettings
 
@@ -57,10 +57,13 @@ def evaluate_run(
         base, data: where they are still in memory; loaded where None.
         extra_facts: further rows for the report's last table.
 
-    Raises: DataError: the run holds out no pairs.
+    Raises: DataError: the run holds out no pairs, or its data set is no longer there.
     """
     console = console or Console(stderr=True)
     settings = read_run(folder)
+    if data is None and not settings.data.folder.is_dir():
+        remedy = f"put it back, or set data.folder in {folder / FILE} to where it is now"
+        raise DataError(f"data folder {settings.data.folder} of this run does not exist: {remedy}")
     given, base = base, base or load_base(settings.base, device=device or settings.device)
     data = data or load_data(settings.data, base, folder)
     how = sample or settings.sample
