@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from bridle.collector import uncollected
 from bridle.errors import BridleError
@@ -17,8 +18,23 @@ from bridle.errors import BridleError
 if TYPE_CHECKING:
     from bridle.run.settings import RunSettings
 
+INTERRUPTED = 130  # as shells have it: 128 and the number of the signal
+
+
+class Verbs(TyperGroup):
+    """Says that Ctrl-C ended it, which typer would swallow."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print("bridle: interrupted", file=sys.stderr)
+            raise typer.Exit(INTERRUPTED) from None
+
+
 app = typer.Typer(
     name="bridle",
+    cls=Verbs,
     help="Teach a pretrained text-to-image model your own control: train, sample, measure.",
     no_args_is_help=True,
     add_completion=False,
@@ -359,6 +375,3 @@ def main() -> None:
     except (BridleError, OSError) as error:
         print(f"bridle: {' '.join(explain(error).splitlines())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("bridle: interrupted", file=sys.stderr)
-        sys.exit(130)
