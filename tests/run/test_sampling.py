@@ -1,6 +1,7 @@
 """Files in, PNG files out: pictures that say how they were made, and requests that cannot be met."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,11 @@ def test_a_request_that_cannot_be_met_says_why_and_writes_nothing(
     with pytest.raises(error, match=said):
         draw(done, tmp_path / "out.png", **request_)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_in_place_of_its_control_is_understood(done: Done, hint: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=re.escape(f"did you mean {done.run.folder / 'control'}?")):
+        draw(done, tmp_path / "out.png", hint=hint, control=done.run.folder)
 
 
 def test_a_control_that_is_no_control_is_named(done: Done, hint: Path, tmp_path: Path) -> None:

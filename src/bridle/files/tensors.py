@@ -160,7 +160,9 @@ def find_weights(folder: Path) -> Path:
     for name in FOLDER_NAMES:
         if (folder / name).exists():
             return folder / name
-    raise FileError(f"{folder} has no {WEIGHTS}; expected a diffusers folder with its weights")
+    inside = folder / "control"  # where a run keeps it
+    remedy = f"did you mean {inside}?" if inside.is_dir() else "expected a diffusers folder with its weights"
+    raise FileError(f"{folder} has no {WEIGHTS}; {remedy}")
 
 
 def open_safetensors(path: Path) -> Weights:
