@@ -86,9 +86,8 @@ def describe(recipe: Recipe, model: Base) -> dict[str, Any]:
 def steer(one: ControlRecipe, control: Control, size: Size) -> Steering:
     """A control with its hint and mask, read from their files."""
     hint = make_hint(one.hint, one.image, one.annotator, size)
-    if (
-        control.hint_channels == 1 and (hint == hint[..., :1]).all()
-    ):  # files are read as RGB, grey ones with three equal
+    # Files are read as RGB, grey ones as three equal channels.
+    if control.hint_channels == 1 and (hint == hint[..., :1]).all():
         hint = hint[..., :1]
     mask = read_mask(one.mask, size) if one.mask is not None else None
     return Steering(control=control, hints=[hint], strength=one.strength, mask=mask)
