@@ -57,6 +57,11 @@ class FakeEncoders:
         lengths = torch.tensor([len(caption) for caption in captions]).float()
         return Text(lengths[:, None, None].expand(-1, 2, 5), lengths[:, None] if self.pooled else None)
 
+    max_tokens: int = 3
+
+    def count_tokens(self, captions: list[str]) -> list[int]:
+        return [len(caption.split()) for caption in captions]
+
 
 @dataclass
 class House:
@@ -209,6 +214,17 @@ def test_every_unreadable_file_is_named_and_set_aside(house: House, capsys: Capt
     assert len(lines) == 2  # once, although there are two variants
     assert all(line["reason"] for line in lines)
     assert f"2 pairs were set aside; see {house.cache / 'quarantine.jsonl'}" in capsys.readouterr().err
+
+
+def test_captions_that_are_cut_are_counted_and_one_is_named(house: House, capsys: Capture) -> None:
+    house.build()
+    assert "tokens" not in capsys.readouterr().err
+    house.encoders.max_tokens = 2
+    house.encoders.fingerprint = "fake 2"
+    house.build()
+    cut = "1 of 3 captions is longer than 2 tokens; the rest is cut off, as the base does (such as "
+    said = capsys.readouterr().err
+    assert cut + "3.png)" in said or cut + "7.png)" in said
 
 
 def test_a_reused_cache_still_names_what_was_set_aside(house: House, capsys: Capture) -> None:

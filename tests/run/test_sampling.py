@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from small_run import Done
-from tiny import SIZE_PX, make_hint, wake
+from tiny import SIZE_PX, TOKENS, make_hint, wake
 
 from bridle import config
 from bridle.control.control import Control
@@ -58,6 +58,14 @@ def draw(done: Done, out: Path, count: int = 1, **changes: Any) -> list[Path]:
     """By flags alone, as `bridle sample` hands them over."""
     flags = {**FLAGS, "base": done.settings.base, "control": done.run.folder / "control", **changes}
     return sample_to_files(read_recipe(None, None, flags), out, count)
+
+
+def test_a_prompt_that_is_cut_is_told_in_one_line(done: Done, hint: Path, tmp_path: Path, capsys: Any) -> None:
+    draw(done, tmp_path / "short.png", hint=hint)
+    assert "longer than" not in capsys.readouterr().err
+    draw(done, tmp_path / "long.png", hint=hint, prompt="a red disc on a white wall", count=2)
+    told = [line for line in capsys.readouterr().err.splitlines() if "longer than" in line]
+    assert told == [f"bridle: prompt is longer than {TOKENS} tokens; the rest is cut off, as the base does"]
 
 
 def full(done: Done, strong: Path, hint: Path, folder: Path) -> dict[str, Any]:

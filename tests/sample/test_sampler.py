@@ -3,8 +3,9 @@
 import copy
 import threading
 import time
+import logging
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from typing import Any, cast
 
@@ -49,6 +50,32 @@ def control(base: Base) -> Control:
 def draw(base: Base, control: Control | None, rows: slice = slice(3), **settings: Any) -> list[np.ndarray]:
     options = {"steps": 2, "batch": 2, "precision": "fp32", **settings}  # bfloat16 rounds otherwise in a batch
     return generate(base, control, HINTS[rows], PROMPTS[rows], SEEDS[rows], SampleSettings(**options))
+
+
+@pytest.mark.parametrize("family", [tiny, tiny_sdxl])
+def test_a_prompt_that_is_cut_is_drawn_without_a_warning(family: Any) -> None:
+    base, told = Base(family.make_pipeline()), Told()
+    loggers = [logging.getLogger(name) for name in (type(base.pipeline).__module__, "transformers")]
+    with ExitStack() as around:
+        for logger in loggers:
+            logger.addHandler(told)
+            around.callback(logger.removeHandler, told)
+        generate(base, None, [], ["a red apple on a table"], [0], SampleSettings(steps=1))
+        base.encode_captions(["a red apple on a table"])
+        assert not told.messages
+        base.pipeline("a red apple on a table", num_inference_steps=1)  # stock calls warn as ever
+        assert any("truncated" in message for message in told.messages)
+
+
+class Told(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def distance(left: list[np.ndarray], right: list[np.ndarray]) -> int:

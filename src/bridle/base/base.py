@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bridle.base.family import family_of
 from bridle.base.schedule import Schedule, read_schedule
+from bridle.base.tokens import count_tokens, longest_reader, quiet_about_cuts
 from bridle.control.control import Control, control_class, denoiser_of, kind_of
 from bridle.control.text import Text, join_texts
 from bridle.errors import BaseError
@@ -147,8 +148,19 @@ class Base:
     def encode_captions(self, captions: list[str]) -> Text:
         """N captions to what the denoiser is told of them, float32; what is too long is cut, as the pipeline does."""
         starts = range(0, len(captions), CAPTIONS_AT_ONCE)
-        some = [self.family.encode(self.pipeline, captions[start : start + CAPTIONS_AT_ONCE]) for start in starts]
+        with quiet_about_cuts(self.pipeline):
+            some = [self.family.encode(self.pipeline, captions[start : start + CAPTIONS_AT_ONCE]) for start in starts]
         return join_texts([text.to("cpu", torch.float32) for text in some])
+
+    @property
+    def max_tokens(self) -> int:
+        """As many tokens of a caption are read, those at its ends included; 0 where captions are not read at all."""
+        return longest_reader(self.pipeline, self.family)[1]
+
+    def count_tokens(self, captions: list[str]) -> list[int]:
+        """Of each caption, uncut; 0 where captions are not read at all."""
+        tokenizer, _ = longest_reader(self.pipeline, self.family)
+        return [0] * len(captions) if tokenizer is None else count_tokens(tokenizer, captions)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -4,8 +4,8 @@ Stable Diffusion 1 and 2: sd.py    SDXL: sdxl.py    Stable Diffusion 3: sd3.py  
 U-Nets on pixels: pixel.py
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, cast
 
@@ -25,6 +25,7 @@ class Family:
         text_to_image, image_to_image, inpaint: diffusers' stock pipelines; empty where there is none.
         optional: further parts, which a pipeline may hold or lack.
         scheduler: the one to sample with where none is named, see `bridle.sample.settings.SCHEDULERS`.
+        limits: tokens that are read of a caption, by tokenizer; where not here, all that it is configured for.
         schedulers: the only ones that its stock pipelines work with; empty: any for its kind of noise schedule.
     """
 
@@ -37,6 +38,7 @@ class Family:
     scheduler: str
     optional: tuple[str, ...] = ()
     schedulers: tuple[str, ...] = ()
+    limits: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def encoders(self) -> tuple[str, ...]:

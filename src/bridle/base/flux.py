@@ -19,5 +19,6 @@ FAMILY = Family(
     image_to_image="FluxImg2ImgPipeline",
     inpaint="FluxInpaintPipeline",
     scheduler="flow-euler",
+    limits={"tokenizer_2": 512},  # what encode_prompt has T5 read
     schedulers=("flow-euler",),  # its pipelines choose the noise levels themselves, which Heun's does not take
 )

@@ -23,4 +23,5 @@ FAMILY = Family(
     image_to_image="StableDiffusion3Img2ImgPipeline",
     inpaint="StableDiffusion3InpaintPipeline",
     scheduler="flow-euler",
+    limits={"tokenizer_3": 256},  # what encode_prompt has T5 read
 )

@@ -120,6 +120,7 @@ def _build(
         if not any(row.split == TRAIN for shard in writer.shards for row in shard.rows):
             _write_quarantine(folder, [*source.quarantine, *undecodable], console)
             raise _nothing_left(source, settings, undecodable)
+        _say_what_is_cut(list(rows), writer, encoders, console)
         text = write_captions(folder, list(rows), encoders, batch)
     index = Index(
         fingerprint=fingerprint,
@@ -169,6 +170,17 @@ def _encode(
         for sample, example in loaded
     ]
     writer.add(entries, mean, std, hint)
+
+
+def _say_what_is_cut(captions: list[str], writer: PairWriter, encoders: Encoders, console: Console) -> None:
+    """One line where captions are longer than the text encoder reads."""
+    most = encoders.max_tokens
+    cut = {row for row, count in enumerate(encoders.count_tokens(captions)) if count > most}
+    if not cut:
+        return
+    name = next(row.id for shard in writer.shards for row in shard.rows if row.caption in cut).rpartition("#")[0]
+    counted = f"{len(cut)} of {len(captions) - 1} captions {'is' if len(cut) == 1 else 'are'} longer than {most} tokens"
+    console.print(f"{counted}; the rest is cut off, as the base does (such as {name})")
 
 
 def _write_quarantine(folder: Path, quarantine: list[Quarantined], console: Console) -> None:

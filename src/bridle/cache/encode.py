@@ -35,6 +35,13 @@ class Encoders(Protocol):
     def encode_captions(self, captions: list[str]) -> Text:
         """Encode N captions to one length."""
 
+    @property
+    def max_tokens(self) -> int:
+        """As many tokens of a caption are read; the rest is cut off."""
+
+    def count_tokens(self, captions: list[str]) -> list[int]:
+        """Of each caption, uncut."""
+
 
 def to_pixels(images: Sequence[Pixels]) -> Tensor:
     """B pictures [H, W, 3] uint8 to [B, 3, H, W] float32 in [-1, 1]."""

@@ -1,6 +1,7 @@
 """`bridle sample` and `bridle annotate`: files in, PNG files out."""
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def sample_to_files(recipe: Recipe, out: Path, count: int = 1) -> list[Path]:
         for place, (one, control) in enumerate(asked, 1)
     }
     init = read_init(recipe, size)
+    warn_of_cuts(recipe, model)
     seeds = range(recipe.seed, recipe.seed + count)
     paths = [out] if count == 1 else [out.with_stem(f"{out.stem}-{seed}") for seed in seeds]
     negative, facts = [recipe.negative_prompt], describe(recipe, model)
@@ -68,6 +70,15 @@ def check_out(out: Path) -> None:
         raise SampleError(f"picture would be written to {out}; expected a name that ends on .png, which keeps a recipe")
     if any(parent.is_file() for parent in out.parents):
         raise SampleError(f"picture would be written to {out}, which lies beneath a file; give another path")
+
+
+def warn_of_cuts(recipe: Recipe, model: Base) -> None:
+    """One line on stderr for a prompt that is longer than the base reads."""
+    asked = {"prompt": recipe.prompt, "negative prompt": recipe.negative_prompt}
+    for (name, _), count in zip(asked.items(), model.count_tokens(list(asked.values())), strict=True):
+        if count > model.max_tokens:
+            cut = f"longer than {model.max_tokens} tokens; the rest is cut off, as the base does"
+            print(f"bridle: {name} is {cut}", file=sys.stderr)
 
 
 def describe(recipe: Recipe, model: Base) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bridle.base.base import Base
+from bridle.base.tokens import quiet_about_cuts
 from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.hint import to_hint
@@ -186,7 +187,7 @@ def draw(
         if any(batch.negative_prompts):
             how["negative_prompt"] = list(batch.negative_prompts)
         generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-        with inpaintable(pipeline, init):
+        with inpaintable(pipeline, init), quiet_about_cuts(pipeline):
             output = pipeline(**arguments(pipeline, init, batch.prompts, size_px, how), generator=generators)
         if strict and not np.isfinite(output.images).all():
             remedy = "set precision to 'bf16' or 'fp32', or look for NaN among the weights"
