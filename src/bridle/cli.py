@@ -83,7 +83,10 @@ def train(
     memory: Annotated[
         str | None, typer.Option(help="Find the fastest way to train that fits, such as 8GB; see `bridle plan`.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Go on with a run although settings or data changed.")] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Go on though settings or data changed; begin anew where checkpoints are gone."),
+    ] = False,
     nproc: Annotated[int, typer.Option(min=1, help="Processes on this machine; one per GPU, or a few on a CPU.")] = 1,
     ray: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help='Train on a Ray cluster, with --nproc processes: "auto".')

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import ControlNetModel
 from PIL import Image
+from rich.console import Console
 from small_run import HELD_OUT, PAIRS, STEPS, Done
 
 from bridle.cache.store import Cache
@@ -20,7 +22,7 @@ from bridle.errors import DataError, TrainError
 from bridle.files.weights import load_control, read_metadata
 from bridle.lock import holding
 from bridle.run import RunSettings, evaluate_run, read_run, train_run
-from bridle.run.settings import open_run
+from bridle.run.settings import check_run, open_run
 from bridle.run.training import alone_in, facts
 from bridle.train.checkpoint import newest, newest_precision, read_facts
 from bridle.train.log import read_rows
@@ -119,6 +121,41 @@ def test_more_steps_go_on_and_end_where_one_longer_run_ends(
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert [row["step"] for row in read_rows(continued / "metrics.jsonl")] == [2, 4, 6]
     assert read_run(continued).train.steps == STEPS + 2
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_a_run_without_its_checkpoints_is_not_begun_anew_over_its_control_unless_forced(
+    done: Done, tmp_path: Path, emptied: bool
+) -> None:
+    folder = copy_of(done, tmp_path)
+    shutil.rmtree(folder / "checkpoints")
+    if emptied:
+        (folder / "checkpoints").mkdir()
+    before = snapshot(folder)
+    with pytest.raises(TrainError, match=r"control of an earlier run, but none of its checkpoints.*--out, or --force"):
+        train_run(done.settings, folder)
+    assert snapshot(folder) == before
+    assert train_run(done.settings, folder, force=True).outcome.step == STEPS
+    assert newest(folder / "checkpoints")
+
+
+def test_a_run_killed_between_its_first_control_and_its_first_checkpoint_begins_again(
+    done: Done, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("bridle.train.checkpoint.save", lambda *_: pytest.fail("killed"))
+        with pytest.raises(pytest.fail.Exception):
+            train_run(done.settings, tmp_path)
+    assert (tmp_path / "control").exists()
+    check_run(tmp_path, done.settings)
+
+
+def test_a_run_that_goes_on_says_from_where(done: Done, longer: Callable[[int], RunSettings], tmp_path: Path) -> None:
+    folder = copy_of(done, tmp_path)
+    for steps, said in ((STEPS, False), (STEPS + 1, True)):
+        console = Console(file=StringIO())
+        train_run(longer(steps), folder, console)
+        assert (f"going on from step {STEPS}" in console.file.getvalue()) == said  # ty: ignore[unresolved-attribute]
 
 
 def with_lr(settings: RunSettings) -> RunSettings:

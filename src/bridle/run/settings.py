@@ -15,12 +15,14 @@ from bridle.errors import ConfigError, TrainError
 from bridle.kernels.precision import Precision, choose_precision
 from bridle.sample.settings import SampleSettings
 from bridle.train.checkpoint import list_checkpoints, newest_precision
+from bridle.train.log import EVENTS, read_rows
 from bridle.train.loop import CHECKPOINTS, cannot_go_on
 from bridle.train.loop import FREE as FREE_IN_TRAIN
 from bridle.train.regime import unlocks
 from bridle.train.settings import PAPER_LR, MachineSettings, ProbeSettings, TrainSettings
 
 FILE = "settings.toml"
+CONTROL = "control"
 # What a continuation may change: machine and folder may differ, and so may what comes later.
 # Another annotator is known by the cache, unless hints are files: then it says what pictures are read by.
 FREE = {"device", "data.folder", "data.annotator", *(f"train.{name}" for name in FREE_IN_TRAIN)}
@@ -85,7 +87,7 @@ def base_weights(settings: RunSettings, device: torch.device, began: Precision |
 
 
 def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
-    """Whether the run in a folder can go on under these settings; a folder without checkpoints takes any.
+    """Whether the run in a folder can go on under these settings; a folder that no run has written to takes any.
 
     Asked before anything in the folder is written, so that a refused call leaves the run as it was.
 
@@ -95,6 +97,14 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     config.literal(folder, "--out")
     config.dump(settings)
     if force or not has_begun(folder):
+    Raises: TrainError: they differ in more than what is free, or the run's checkpoints are gone.
+    """
+    if force:
+        return
+    if lost_checkpoints(folder):
+        there = f"{folder} holds a control of an earlier run, but none of its checkpoints to go on from"
+        raise TrainError(f"{there}; give another --out, or --force to begin anew and write over it")
+    if not has_begun(folder):
         return
     before, now = dict(flatten(dataclasses.asdict(read_run(folder)))), dict(flatten(dataclasses.asdict(settings)))
     kept = settings.machine.base_weights
@@ -116,6 +126,17 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
 def has_begun(folder: Path) -> bool:
     """Whether a folder holds a run that can go on."""
     return (folder / FILE).exists() and bool(list_checkpoints(folder / CHECKPOINTS))
+
+
+def lost_checkpoints(folder: Path) -> bool:
+    """Whether a control is there without the checkpoint that it was saved with, and not because of a kill in between.
+
+    The loop makes the checkpoints' folder before it saves the first control.
+    """
+    kept = folder / CHECKPOINTS
+    if not (folder / CONTROL).exists() or any(kept.glob("step-*")):
+        return False
+    return not kept.exists() or any(event["kind"] == "ended" for event in read_rows(folder / EVENTS))
 
 
 def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -26,7 +26,7 @@ from bridle.lock import holding
 from bridle.run.controllability import Controllability
 from bridle.run.pairs import RunData, load_data, open_data
 from bridle.run.previews import Previews
-from bridle.run.settings import RunSettings, base_weights, check_run, open_run
+from bridle.run.settings import CONTROL, RunSettings, base_weights, check_run, open_run
 from bridle.run.show import Shown
 from bridle.train.checkpoint import newest, newest_precision
 from bridle.train.hint_start import first_hints, scale_hint_encoder
@@ -71,7 +71,8 @@ def train_run(
     pictures obey, `best/`; while it runs it holds `.lock`.
 
     Args:
-        force: go on although settings or data are not what the run began with.
+        force: go on although settings or data are not what the run began with, or begin anew where its checkpoints are
+            gone.
 
     Raises: BridleError: anything the user can put right, before training starts where possible.
     """
@@ -183,7 +184,7 @@ def make_hands(settings: RunSettings, base: Base, data: RunData, folder: Path, s
     def save(control: Control, step: int) -> None:
         from bridle.run.plot import write_plot  # here, because the first step need not wait for matplotlib
 
-        save_control(control, folder / "control", facts(settings, base, data, control, step))
+        save_control(control, folder / CONTROL, facts(settings, base, data, control, step))
         write_plot(folder)
 
     def save_best(control: Control, step: int) -> None:

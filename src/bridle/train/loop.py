@@ -215,6 +215,8 @@ class _Run:
             self.hands.begun()
             for write in self.unlogged:
                 write(self.log)
+        if self.world.main and 0 < self.step < self.settings.steps:
+            self.hands.say(f"going on from step {self.step}")
         if forced:
             self._tell("forced", f"going on although {forced}")
         after = self.settings.unlock_after
@@ -343,6 +345,7 @@ class _Run:
         with self.trainer.averaged() as control:
             self.trainer.complete(control)
             if self.world.main:
+                (self.folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)  # tells such a kill from a loss of them
                 self.hands.save(control, self.step)
         facts = {"watch": self.watch.rows, **self.trainer.facts()}
         checkpoint.save(
