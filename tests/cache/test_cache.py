@@ -247,7 +247,10 @@ def test_nothing_decoded_is_an_error_and_no_cache(house: House) -> None:
 
 @pytest.mark.parametrize(
     ("values", "error", "message"),
-    [({"held_out": 8}, DataError, "lower held_out"), ({"size_px": 24}, ConfigError, "multiple of 16")],
+    [
+        ({"held_out": 8}, DataError, "has 8 pairs .* --set data.held_out=N with N below 8"),
+        ({"size_px": 24}, ConfigError, "multiple of 16"),
+    ],
 )
 def test_settings_that_cannot_work_are_named(
     house: House, values: dict[str, Any], error: type[Exception], message: str
@@ -256,6 +259,7 @@ def test_settings_that_cannot_work_are_named(
     house.encoders.size_factor = 16 if "size_px" in values else 8
     with pytest.raises(error, match=message):
         house.build()
+    assert house.encoders.images == 0
 
 
 def test_hints_from_files_need_no_annotator(house: House) -> None:

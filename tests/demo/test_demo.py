@@ -10,6 +10,7 @@ from bridle.data.load import share_out
 from bridle.data.scenes import read_facts, write_scenes
 from bridle.data.sources import open_source
 from bridle.demo import demo
+from bridle.errors import DataError
 from bridle.files.weights import load_control
 from bridle.run import RunSettings
 
@@ -70,6 +71,18 @@ def test_without_a_folder_it_learns_the_scenes_and_measures_on_other_objects(
     assert len(held_out) == 12
     assert {record.split for record in held_out} == {"held_out"}
     assert {record.split for record in train} == {"train"}
+
+
+@pytest.mark.parametrize(("pairs", "held_out"), [(4, 2), (12, 6), (40, 12), (3, None)])
+def test_of_a_small_folder_half_is_held_out(tmp_path: Path, pairs: int, held_out: int | None) -> None:
+    for number in range(pairs):
+        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.txt").touch()
+    if held_out is None:
+        with pytest.raises(DataError, match=r"has 3 pairs; .*: give 4 or more"):
+            demo.settings_for(tmp_path, variants=2)
+    else:
+        assert demo.settings_for(tmp_path, variants=2).data.held_out == held_out
 
 
 def test_it_leaves_a_control_a_report_and_pictures(few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

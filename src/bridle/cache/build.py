@@ -106,11 +106,14 @@ def _build(
     fingerprint: Fingerprint,
     console: Console,
 ) -> None:
+    samples = _list_samples(source, settings)
+    if not any(sample.split == TRAIN for sample in samples):  # known before anything is encoded
+        _write_quarantine(folder, list(source.quarantine), console)
+        raise _nothing_left(source, settings, [])
     _clear(folder)
     rows = {"": 0}  # caption -> its row, in order of first use
     undecodable: list[Quarantined] = []
     writer = PairWriter(folder)
-    samples = _list_samples(source, settings)
     with torch.inference_mode():
         for some in _show_progress(samples, batch, console):
             loaded = list(_load(some, settings, annotator, undecodable))
@@ -187,21 +190,31 @@ def _write_quarantine(folder: Path, quarantine: list[Quarantined], console: Cons
     lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in quarantine]
     write_text(folder / QUARANTINE, "".join(lines))
     if quarantine:
-        console.print(f"{len(quarantine)} pairs were set aside; see {folder / QUARANTINE}")
+        verb = "was" if len(quarantine) == 1 else "were"
+        console.print(f"{_count(len(quarantine), 'pair')} {verb} set aside; see {folder / QUARANTINE}")
 
 
 def _nothing_left(source: Source, settings: DataSettings, undecodable: list[Quarantined]) -> DataError:
+    pairs = _count(len(source.records), "pair")
     if all(record.split == HELD_OUT for record in source.records):
-        return DataError(
-            f"{source.folder} holds out all of its {len(source.records)} pairs; set the split of some to train"
-        )
+        return DataError(f"{source.folder} holds out all of its {pairs}; set the split of some to train")
     if not share_out(source.records, settings.held_out)[0]:
         return DataError(
-            f"{source.folder} has {len(source.records)} pairs and held_out is {settings.held_out}, which leaves none to"
-            " train on; lower held_out"
+            f"{source.folder} has {pairs} and held_out is {settings.held_out}, which leaves none to train on;"
+            f" {_remedy(len(source.records))}"
         )
     shown = "; ".join(f"{item.id}: {item.reason}" for item in undecodable[:3])
     return DataError(f"none of the training pairs of {source.folder} could be decoded, such as {shown}")
+
+
+def _remedy(pairs: int) -> str:
+    """How some are left to train on."""
+    more = "add pictures"
+    return f"{more}, or hold out fewer: --set data.held_out=N with N below {pairs}" if pairs > 1 else more
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _show_progress(samples: list[_Sample], batch: int, console: Console) -> Iterator[list[_Sample]]:

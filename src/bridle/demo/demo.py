@@ -16,8 +16,11 @@ from rich.console import Console
 from bridle.atomic import write_with
 from bridle.base.base import Base
 from bridle.control.control import Control
+from bridle.data.example import HELD_OUT as HELD_OUT_SPLIT
 from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
+from bridle.data.sources import open_source
+from bridle.errors import DataError
 from bridle.evaluate import sentence
 from bridle.evaluate.evaluate import HeldOutPair
 from bridle.run import RunSettings, evaluate_run, train_run
@@ -27,6 +30,7 @@ from bridle.sample.settings import SampleSettings
 from bridle.train.settings import TrainSettings
 
 HELD_OUT = 12
+FEWEST = 4  # pairs; a standard error takes two that are held out
 COLOURS = ("red", "yellow", "green", "blue")
 NAMED = "red|orange|yellow|green|blue|turquoise|purple|pink|brown|beige|black|white|grey|golden|silver|copper"
 COLOUR = re.compile(rf"\b(?:(?:light|dark) )?(?:{NAMED})(?= \w)")  # with a word after it: "an orange" is a fruit
@@ -55,7 +59,7 @@ def settings_for(folder: Path, variants: int) -> RunSettings:
     """
     steps = 320
     return RunSettings(
-        data=DataSettings(folder=folder, annotator="canny", held_out=HELD_OUT, variants=variants),
+        data=DataSettings(folder=folder, annotator="canny", held_out=count_held_out(folder), variants=variants),
         train=TrainSettings(
             steps=steps,
             batch=24,
@@ -69,6 +73,20 @@ def settings_for(folder: Path, variants: int) -> RunSettings:
         ),
         sample=SampleSettings(steps=15, guidance=3.0, half="conditional", batch=HELD_OUT),
     )
+
+
+def count_held_out(folder: Path) -> int:
+    """As many pairs as are shown, but no more than half of what the folder has; its own, where it holds some out.
+
+    Raises: DataError: there are too few to train on some and to measure on others.
+    """
+    records = open_source(folder).records
+    if any(record.split == HELD_OUT_SPLIT for record in records):
+        return HELD_OUT
+    if len(records) < FEWEST:
+        counted = f"{len(records)} pair{'' if len(records) == 1 else 's'}"
+        raise DataError(f"{folder} has {counted}; the demo trains on half and measures on half: give {FEWEST} or more")
+    return min(HELD_OUT, len(records) // 2)
 
 
 def run_demo(data: Path | None, out: Path) -> DemoResult:
