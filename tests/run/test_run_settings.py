@@ -1,5 +1,6 @@
 """Settings that depend on one another, and the copy that the run's folder keeps."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +82,21 @@ def test_a_base_of_16_bits_is_computed_with_in_nothing_else(kept: Any, others: A
     for other in others:
         with pytest.raises(ConfigError, match=f"something computes in '{other}'"):
             RunSettings(data=DATA, sample=SampleSettings(precision=other), machine=halved)
+
+
+@pytest.mark.parametrize(
+    ("out", "data", "refused"),
+    [
+        ("x", "x", True),
+        ("x/run", "x", True),
+        ("x", "x/previews", True),
+        ("x", "x/../x/cache", True),
+        ("x", "x/data", False),
+        ("x", "x/scenes", False),
+        ("x", "xy", False),
+    ],
+)
+def test_a_run_and_its_data_lie_apart(tmp_path: Path, out: str, data: str, refused: bool) -> None:
+    settings = RunSettings(data=DataSettings(folder=tmp_path / data))
+    with pytest.raises(ConfigError, match="--out") if refused else nullcontext():
+        check_run(tmp_path / out, settings, force=True)

@@ -23,6 +23,7 @@ from bridle.train.settings import PAPER_LR, MachineSettings, ProbeSettings, Trai
 
 FILE = "settings.toml"
 CONTROL = "control"
+WRITTEN = {CONTROL, CHECKPOINTS, "best", "cache", "previews", "evaluation", "tensorboard"}  # folders of a run
 # What a continuation may change: machine and folder may differ, and so may what comes later.
 # Another annotator is known by the cache, unless hints are files: then it says what pictures are read by.
 FREE = {"device", "data.folder", "data.annotator", *(f"train.{name}" for name in FREE_IN_TRAIN)}
@@ -98,7 +99,10 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
     config.dump(settings)
     if force or not has_begun(folder):
     Raises: TrainError: they differ in more than what is free, or the run's checkpoints are gone.
+    Raises: TrainError: they differ in more than what is free, or the run's checkpoints are gone. ConfigError: what the
+        run writes would be among the data.
     """
+    check_apart(folder, settings.data.folder)
     if force:
         return
     if lost_checkpoints(folder):
@@ -126,6 +130,18 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
 def has_begun(folder: Path) -> bool:
     """Whether a folder holds a run that can go on."""
     return (folder / FILE).exists() and bool(list_checkpoints(folder / CHECKPOINTS))
+
+
+def check_apart(folder: Path, data: Path) -> None:
+    """The data may lie in a folder of their own in the run's, as the demo's do; else what it draws would become data.
+
+    Raises: ConfigError: the run's folder is that of the data or lies in it, or the data are what a run writes.
+    """
+    run, pairs = folder.resolve(), data.resolve()
+    if run.is_relative_to(pairs):
+        raise ConfigError(f"the run's folder {folder} is, or lies in, the data's ({data}); give an --out outside of it")
+    if pairs.is_relative_to(run) and pairs.relative_to(run).parts[0] in WRITTEN:
+        raise ConfigError(f"data folder {data} is where the run in {folder} writes; give another --data or --out")
 
 
 def lost_checkpoints(folder: Path) -> bool:
