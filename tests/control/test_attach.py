@@ -357,3 +357,8 @@ def test_a_base_that_fsdp_has_sharded_is_known_by_the_class_it_had() -> None:
     with attach(unet, it=control) as rig:
         assert rig.first is control
     assert type(Control.from_base(unet)) is type(control)
+
+
+def test_what_is_no_control_is_refused_with_the_remedy(stock: StableDiffusionPipeline) -> None:
+    with pytest.raises(ConfigError, match=r'control "edge" is a str; expected a control: .*edge=load_control\('):
+        attach(stock, edge="demo/control")  # ty: ignore[invalid-argument-type]

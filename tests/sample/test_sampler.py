@@ -14,6 +14,7 @@ import pytest
 import tiny
 import tiny_sdxl
 import torch
+from PIL import Image
 
 from bridle.base.base import Base
 from bridle.base.load import load_base
@@ -440,3 +441,13 @@ def test_a_picture_of_no_numbers_is_an_error(base: Base, control: Control, monke
     monkeypatch.setattr(base.pipeline.vae, "decode", lambda *a, **k: (decode(*a, **k)[0] * float("nan"),))
     with pytest.raises(SampleError, match="no numbers: set precision"):
         draw(base, control)
+
+
+def test_a_hint_may_be_a_picture_as_for_a_rein_and_anything_else_is_named(base: Base, control: Control) -> None:
+    how = SampleSettings(steps=1, precision="fp32")
+    pictures = [
+        generate(base, control, [hint], PROMPTS[:1], SEEDS[:1], how) for hint in (HINTS[0], Image.fromarray(HINTS[0]))
+    ]
+    assert distance(*pictures) == 0
+    with pytest.raises(HintError, match="hint is a str; expected a PIL image or a uint8 array"):
+        generate(base, control, cast(Any, ["edges.png"]), PROMPTS[:1], SEEDS[:1], how)

@@ -33,6 +33,9 @@ class Rig:
             raise ConfigError("attach was given no control; name at least one: attach(pipeline, edge=control)")
         self.pipeline, self.denoiser = pipeline, denoiser_of(pipeline)
         for name, control in controls.items():
+            if not isinstance(control, Control):
+                remedy = f"attach(pipeline, {name}=load_control(...))"
+                raise ConfigError(f'control "{name}" is a {type(control).__name__}; expected a control: {remedy}')
             control.check_fit(self.denoiser, f'control "{name}"', device_of(pipeline, self.denoiser))
         if len({control.joints for control in controls.values()}) > 1:
             remedy = "attach them one after the other: with attach(model, a=a), attach(model, b=b)"

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from bridle.base.base import Base
@@ -21,7 +22,7 @@ from bridle.control.attach import attach
 from bridle.control.control import Control
 from bridle.control.hint import to_hint
 from bridle.control.strength import Strength
-from bridle.errors import SampleError
+from bridle.errors import HintError, SampleError
 from bridle.kernels.precision import TYPES, Precision, choose_precision, computing
 from bridle.kernels.stand_in import stand_in
 from bridle.sample.hasten import hasten
@@ -47,7 +48,7 @@ class Batch:
 def generate(
     base: Base,
     control: Control | Mapping[str, Steering] | None,
-    hints: Sequence[np.ndarray],
+    hints: Sequence[np.ndarray | Image.Image],
     prompts: Sequence[str],
     seeds: Sequence[int],
     settings: SampleSettings = SampleSettings(),  # noqa: B008 - frozen, so it can be shared
@@ -63,8 +64,8 @@ def generate(
     Args:
         control: one that is steered by `hints`, or several by name, each with hints of its own. None, or a scale of 0,
             draws the same pictures without control.
-        hints: N arrays [H, W, K] uint8, all of one size, or a single one for all; unused without control, and for
-            several.
+        hints: N arrays [H, W, K] uint8, or PIL images, all of one size, or a single one for all; unused without
+            control, and for several.
         prompts, seeds: N of each.
         settings: its scale multiplies every control's.
         size_px: height and width; where None those of the init image, of the hints, or of the base.
@@ -79,7 +80,10 @@ def generate(
     """
     steering = settle(control, hints, settings)
     check_numbers(steering, prompts, negative_prompts, seeds)
-    all_hints = [*hints, *(hint for one in steering.values() for hint in one.hints)]  # also without control: their size
+    all_hints = [
+        *to_arrays(hints),
+        *(hint for one in steering.values() for hint in one.hints),
+    ]  # also without control: their size
     size_px = pick_size(base, all_hints, init, size_px)
     if init is not None and int(settings.steps * init.strength) < 1:
         raise SampleError(f"{settings.steps} steps at strength {init.strength} are no step at all; raise either")
@@ -211,15 +215,33 @@ def draw(
 
 
 def settle(
-    control: Control | Mapping[str, Steering] | None, hints: Sequence[np.ndarray], settings: SampleSettings
+    control: Control | Mapping[str, Steering] | None,
+    hints: Sequence[np.ndarray | Image.Image],
+    settings: SampleSettings,
 ) -> dict[str, Steering]:
     """All controls by name, the settings' scale in each one's; those that pull at nothing are left out."""
     if control is None:
         return {}
     if isinstance(control, Control):
-        control = {"control": Steering(control=control, hints=hints, strength=Strength(half=settings.half))}
+        control = {
+            "control": Steering(
+                control=control, hints=to_arrays(hints, control.hint_channels), strength=Strength(half=settings.half)
+            )
+        }
     scaled = {name: replace(one, strength=rescale(one.strength, settings.scale)) for name, one in control.items()}
     return {name: one for name, one in scaled.items() if one.strength.scale != 0}
+
+
+def to_arrays(hints: Sequence[np.ndarray | Image.Image], channels: int = 3) -> list[np.ndarray]:
+    """PIL images as arrays, [H, W] for a control of one channel. Raises: HintError: a hint is neither."""
+    found = []
+    for hint in hints:
+        if isinstance(hint, Image.Image):
+            hint = np.array(hint.convert("L" if channels == 1 else "RGB"))
+        if not isinstance(hint, np.ndarray):
+            raise HintError(f"hint is a {type(hint).__name__}; expected a PIL image or a uint8 array [H, W, K]")
+        found.append(hint)
+    return found
 
 
 def rescale(strength: Strength, scale: float) -> Strength:
