@@ -1,9 +1,9 @@
 """A picture is the same alone and in a batch, under every scheduler, and a request that does not add up is refused."""
 
 import copy
+import logging
 import threading
 import time
-import logging
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace

@@ -92,16 +92,12 @@ def check_run(folder: Path, settings: RunSettings, force: bool = False) -> None:
 
     Asked before anything in the folder is written, so that a refused call leaves the run as it was.
 
-    Raises: TrainError: they differ in more than what is free. ConfigError: the folder's name or a setting is no
-        Unicode, which files of settings and weights ask for.
+    Raises: TrainError: they differ in more than what is free, or the run's checkpoints are gone. ConfigError: what the
+        run writes would be among the data, or the folder's name or a setting is no Unicode, which files of settings and
+        weights ask for.
     """
     config.literal(folder, "--out")
     config.dump(settings)
-    if force or not has_begun(folder):
-    Raises: TrainError: they differ in more than what is free, or the run's checkpoints are gone.
-    Raises: TrainError: they differ in more than what is free, or the run's checkpoints are gone. ConfigError: what the
-        run writes would be among the data.
-    """
     check_apart(folder, settings.data.folder)
     if force:
         return
