@@ -12,6 +12,9 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
+from unittest import mock
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,8 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bridle.errors import ConfigError
 from bridle.kernels import attention, fused, native, outer, patches, winograd
 from bridle.train.memory import keep_freed_memory
+from bridle.train.optim import make_optimizer
 
 BF16, LAST = torch.bfloat16, torch.channels_last
 Pair = tuple[str, Callable[[], object], Callable[[], object]]  # what, by PyTorch, by ours
@@ -40,6 +45,7 @@ def pairs() -> list[Pair]:
         left, right = torch.randn(rows, wide).to(BF16), torch.randn(rows, width).to(BF16)
         what = f"product over {rows} rows, {wide} by {width}"
         found.append((what, lambda a=left, b=right: outer.plain(a, b), lambda a=left, b=right: outer.turned(a, b)))
+    found += optimisers(10_000_000)
     found.append(attending(attention.again, 8, 4096, 4096, 40))
     if fused.library() is not None:
         sizes = ((8, 4096, 4096, 40), (8, 4096, 77, 40), (8, 1024, 1024, 40), (8, 256, 256, 80), (2, 256, 256, 32, 24))
@@ -47,6 +53,29 @@ def pairs() -> list[Pair]:
     for shape in ((24, 64, 16), (24, 128, 8), (1, 320, 64), (1, 640, 32), (1, 1280, 16)):
         found += convolutions(torch.float32, *shape) + convolutions(BF16, *shape)
     return found
+
+
+def optimisers(count: int) -> list[Pair]:
+    """AdamW of so many weights, with moments in float32 beside PyTorch's fused one, in 8 bits beside bitsandbytes'."""
+    found: list[Pair] = []
+    for kind, what in (("adamw", "AdamW"), ("adamw8bit", "AdamW with moments in 8 bits, by bitsandbytes")):
+        sides = []
+        for loops in (False, True):
+            weight = nn.Parameter(torch.randn(count) * 0.02)
+            weight.grad = torch.randn(count) * 1e-4
+            with mock.patch("bridle.train.optim.compiles", return_value=loops):
+                try:
+                    optimiser = make_optimizer(kind, [{"params": [weight], "lr": 1e-5}], weight_decay=0.01)
+                except ConfigError:  # no bitsandbytes
+                    return found
+            sides.append(partial(step, optimiser, loops))
+        found.append((f"{what}, {count:,} weights", *sides))
+    return found
+
+
+def step(optimiser: Any, loops: bool) -> None:
+    with mock.patch("bridle.train.adamw.compiles", return_value=loops):
+        optimiser.step()
 
 
 def convolutions(kind: torch.dtype, batch: int, channels: int, side: int) -> list[Pair]:
