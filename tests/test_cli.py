@@ -19,12 +19,13 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from bridle import __version__
+from bridle import RunSettings, __version__, config
 from bridle.cli import app, main
 from bridle.collector import uncollected
 from bridle.data.scenes import read_facts
 from bridle.errors import BridleError, SampleError
 from bridle.run.start import Result
+from bridle.sample.recipe import Recipe
 
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 # Of a verb that has verbs of its own, those: "data embedded".
@@ -72,6 +73,15 @@ def test_every_option_of_every_verb_has_a_help_text(verb: str) -> None:
     texts = [parameter.help for parameter in COMMANDS[verb].params if parameter.name != "help"]
     assert len(texts) >= 2
     assert all(texts)
+
+
+@pytest.mark.parametrize(("verb", "kind"), [("train", RunSettings), ("plan", RunSettings), ("sample", Recipe)])
+def test_the_override_in_the_help_is_of_a_setting_of_that_verb(verb: str, kind: type) -> None:
+    (text,) = [parameter.help for parameter in COMMANDS[verb].params if parameter.name == "overrides"]
+    table = (
+        {"data": {"folder": "d"}} if kind is RunSettings else {"prompt": "p", "controls": [{"file": "c", "hint": "h"}]}
+    )
+    config.build(kind, config.overlay(table, [text.rpartition(" ")[2]]))
 
 
 def test_help_of_every_verb_answers_without_loading_torch() -> None:

@@ -48,6 +48,10 @@ app.add_typer(data_app, name="data")
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting: --set train.lr=1e-4")
 ]
+RecipeOverrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a part of the recipe: --set controls.0.end=0.8"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
@@ -165,7 +169,7 @@ def sample(
     scheduler: Annotated[str | None, typer.Option(help="Such as ddim or dpm++; the base's where not given.")] = None,
     speed: Annotated[str | None, typer.Option(help="exact, fast or draft: exact where not given.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the noise, 0 where not given; the first with --count.")] = None,
-    overrides: Overrides = None,
+    overrides: RecipeOverrides = None,
     count: Annotated[int, typer.Option(min=1, help="How many pictures, with seeds one after another.")] = 1,
     out: Annotated[Path, typer.Option(help="The PNG to write; numbered with --count.")] = Path("sample.png"),
     as_json: AsJson = False,
