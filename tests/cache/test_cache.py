@@ -249,7 +249,7 @@ def test_nothing_decoded_is_an_error_and_no_cache(house: House) -> None:
     ("values", "error", "message"),
     [
         ({"held_out": 8}, DataError, "has 8 pairs .* --set data.held_out=N with N below 8"),
-        ({"size_px": 24}, ConfigError, "multiple of 16"),
+        ({"size_px": 24}, ConfigError, "setting data.size_px is 24; expected a multiple of 16"),
     ],
 )
 def test_settings_that_cannot_work_are_named(

@@ -146,5 +146,5 @@ def test_a_new_picture_pushes_out_one_held_out_pair_at_most() -> None:
     ],
 )
 def test_settings_out_of_range_are_named(values: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match=next(iter(values))):
+    with pytest.raises(ConfigError, match=rf"(setting data\.|unknown ){next(iter(values))} "):
         make_settings(**values)

@@ -66,7 +66,7 @@ def build_cache(
             on: then the folder is as it was.
     """
     if settings.size_px % encoders.size_factor:
-        raise ConfigError(f"setting size_px is {settings.size_px}; expected a multiple of {encoders.size_factor}")
+        raise ConfigError(f"setting data.size_px is {settings.size_px}; expected a multiple of {encoders.size_factor}")
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     fingerprint = take_fingerprint(source, settings, annotator, encoders, folder)
     reason = _find_reason(folder, fingerprint)

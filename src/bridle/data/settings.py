@@ -37,12 +37,11 @@ class DataSettings:
     def __post_init__(self) -> None:
         check_name(self.annotator)
         if self.size_px < 16 or self.size_px % 8:
-            raise ConfigError(
-                f"setting size_px is {self.size_px}; expected a multiple of 8 from 16, such as 128 or 512"
-            )
+            expected = "a multiple of 8 from 16, such as 128 or 512"
+            raise ConfigError(f"setting data.size_px is {self.size_px}; expected {expected}")
         for name, least in (("held_out", 0), ("variants", 1), ("seed", 0)):
             value = getattr(self, name)
             if value < least:
-                raise ConfigError(f"setting {name} is {value}; expected {least} or more")
+                raise ConfigError(f"setting data.{name} is {value}; expected {least} or more")
         if self.crop not in ("random", "center"):
-            raise ConfigError(f'setting crop is {self.crop!r}; expected "random" or "center"')
+            raise ConfigError(f'setting data.crop is {self.crop!r}; expected "random" or "center"')
