@@ -7,6 +7,8 @@ import errno
 import multiprocessing
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -260,3 +262,27 @@ def test_an_environment_that_does_not_add_up_is_named(
         monkeypatch.setenv(name, value)
     with pytest.raises(TrainError, match=message):
         join()
+
+
+def test_gradients_laid_out_otherwise_than_their_weights_are_no_reason_to_warn(tmp_path: Path) -> None:
+    script = """
+import sys
+import torch
+import torch.distributed as dist
+from bridle.train.parallel import World, wrap
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}", rank=0, world_size=1)
+conv = torch.nn.Conv2d(8, 8, 1)
+conv.weight.register_hook(lambda gradient: gradient.as_strided((8, 8, 1, 1), (8, 1, 8, 8)).clone())
+net = wrap(conv, World(size=2), "ddp") if sys.argv[2] == "wrap" else torch.nn.parallel.DistributedDataParallel(conv)
+
+net(torch.randn(2, 8, 9, 9)).sum().backward()
+dist.destroy_process_group()
+"""
+    said = {
+        how: subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / how), how], capture_output=True, text=True, check=True
+        ).stderr
+        for how in ("plain", "wrap")
+    }
+    assert "Grad strides do not match" in said["plain"]
+    assert "Grad strides do not match" not in said["wrap"]

@@ -6,6 +6,7 @@ gradients and optimiser state are DTensors.
 """
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -135,6 +136,8 @@ def wrap(module: nn.Module, world: World, kind: Kind) -> nn.Module:
     if world.size == 1:
         return module
     if kind == "ddp":
+        # Of 1x1 convolutions, whose gradients may differ along sides of one: they are copied to the bucket anyway.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return DistributedDataParallel(module)
     mesh = init_device_mesh(world.device.type, (world.size,))
     for net in module.children():
