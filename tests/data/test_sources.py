@@ -208,3 +208,12 @@ def test_two_lists_are_an_error(tmp_path: Path) -> None:
     write_lines(tmp_path / "prompt.json")
     with pytest.raises(DataError, match="remove the one"):
         open_source(tmp_path)
+
+
+def test_pictures_of_other_formats_are_named(tmp_path: Path) -> None:
+    for name in ("a.png", "a.txt", "b.gif", "b.txt", "c.TIFF", "notes.md"):
+        (tmp_path / name).touch()
+    source = open_source(tmp_path)
+    assert [record.id for record in source.records] == ["a.png"]
+    assert [item.id for item in source.quarantine] == ["b.gif", "c.TIFF"]
+    assert "is a .gif file; save it as PNG" in source.quarantine[0].reason

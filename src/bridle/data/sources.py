@@ -17,6 +17,7 @@ from bridle.data.example import HELD_OUT, TRAIN, Quarantined, Record
 from bridle.errors import DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_OTHER_PICTURES = (".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl", ".jp2", ".tga", ".psd", ".svg")
 _FILL50K, _METADATA = "prompt.json", "metadata.jsonl"
 _SPLITS = {TRAIN: TRAIN, **dict.fromkeys((HELD_OUT, "validation", "val", "test"), HELD_OUT)}
 _SHOWN = 3  # reasons in an error message
@@ -135,13 +136,17 @@ def _describe_empty(folder: Path, quarantine: list[Quarantined]) -> str:
 
 def _read_folder(folder: Path) -> Iterator[Record | Quarantined]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() not in PICTURE_SUFFIXES:
+        suffix = path.suffix.lower()
+        if suffix not in (*PICTURE_SUFFIXES, *_OTHER_PICTURES):
             continue
         id = path.relative_to(folder).as_posix()
         if not _is_text(id):
             yield Quarantined(
                 id=id.encode(errors="backslashreplace").decode(), reason="its name is not UTF-8; rename it"
             )
+            continue
+        if suffix in _OTHER_PICTURES:
+            yield Quarantined(id=id, reason=f"is a {suffix} file; save it as PNG, JPEG, WebP or BMP")
             continue
         try:
             image = _locate(folder, id)
