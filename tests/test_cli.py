@@ -353,3 +353,12 @@ def test_a_console_that_lacks_letters_gets_others() -> None:
     told = {"PYTHONIOENCODING": "ascii"}
     done = subprocess.run([sys.executable, "-c", script], env=os.environ | told, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("? 16 ? 1 ?\n", "")
+
+
+@pytest.mark.parametrize(("chosen", "status"), [(None, 2), ("a plan", 0)])
+def test_a_plan_that_fits_nowhere_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, chosen: str | None, status: int
+) -> None:
+    found = SimpleNamespace(summary={}, lines=["nothing fits"], chosen=chosen)
+    monkeypatch.setattr("bridle.run.plan.plan_run", lambda *_: found)
+    assert CliRunner().invoke(app, ["plan"]).exit_code == status

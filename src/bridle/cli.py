@@ -141,6 +141,8 @@ def plan(
     named = [*([f"base={literal(base, '--base')}"] if base else []), *(overrides or [])]
     found = plan_run(read_settings(settings, Path(), named), memory)
     say(found.summary, as_json, lines=found.lines)
+    if found.chosen is None:
+        raise typer.Exit(2)  # as `bridle train --memory` does
 
 
 @app.command()
