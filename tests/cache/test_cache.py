@@ -216,6 +216,14 @@ def test_every_unreadable_file_is_named_and_set_aside(house: House, capsys: Capt
     assert f"2 pairs were set aside; see {house.cache / 'quarantine.jsonl'}" in capsys.readouterr().err
 
 
+def test_fewer_held_out_pairs_than_asked_for_are_told(house: House, capsys: Capture) -> None:
+    cache = house.build()
+    (house.folder / cache.held_out_ids[0].split("#")[0]).write_bytes(b"no picture")
+    assert "in place of" not in capsys.readouterr().err
+    house.build()
+    assert "1 pair held out in place of 2: the rest could not be decoded" in capsys.readouterr().err
+
+
 def test_captions_that_are_cut_are_counted_and_one_is_named(house: House, capsys: Capture) -> None:
     house.build()
     assert "tokens" not in capsys.readouterr().err

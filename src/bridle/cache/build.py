@@ -123,6 +123,7 @@ def _build(
         if not any(row.split == TRAIN for shard in writer.shards for row in shard.rows):
             _write_quarantine(folder, [*source.quarantine, *undecodable], console)
             raise _nothing_left(source, settings, undecodable)
+        _say_what_is_held_out(samples, writer, console)
         _say_what_is_cut(list(rows), writer, encoders, console)
         text = write_captions(folder, list(rows), encoders, batch)
     index = Index(
@@ -173,6 +174,14 @@ def _encode(
         for sample, example in loaded
     ]
     writer.add(entries, mean, std, hint)
+
+
+def _say_what_is_held_out(samples: list[_Sample], writer: PairWriter, console: Console) -> None:
+    """One line where held-out pairs could not be decoded: others do not take their place."""
+    chosen = sum(sample.split == HELD_OUT for sample in samples)
+    held_out = sum(row.split == HELD_OUT for shard in writer.shards for row in shard.rows)
+    if held_out < chosen:
+        console.print(f"{_count(held_out, 'pair')} held out in place of {chosen}: the rest could not be decoded")
 
 
 def _say_what_is_cut(captions: list[str], writer: PairWriter, encoders: Encoders, console: Console) -> None:
