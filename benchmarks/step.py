@@ -5,7 +5,7 @@ memory can be told apart; they take turns, a step each, so that whatever else th
 It runs on a GPU where there is one, which both sides share. Models and batch lie there before the first step.
 
     python benchmarks/step.py --size sd15 --latents 32 --json step.json     # random weights; 16 GB of memory
-    python benchmarks/step.py --size sd15 --latents 32 --lean               # ours with as little memory as it can
+    python benchmarks/step.py --size sd15 --latents 32 --lean least         # ours with as little memory as it can
     python benchmarks/step.py --size embedded --batch 24 --no-encode
     python benchmarks/step.py --size sd15 --latents 64 --batch 4 --rounds 20 --device cuda --compile
     ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 \\
@@ -27,8 +27,11 @@ from typing import Any
 
 SIDES = ("peer", "ours")
 GPU_WARMUP = 5  # steps until a GPU's libraries, allocator and clocks have settled
-# The last rung of `bridle plan`'s ladder.
-LEAN = {"optimizer": "adamw8bit", "machine": {"gradient_checkpointing": True, "pack_weights": False}}
+# Rungs of `bridle plan`'s ladder; on both, autoencoder and text encoder are away between probes.
+LEAN: dict[str, dict[str, Any]] = {
+    "small": {"optimizer": "adamw8bit", "machine": {"pack_weights": False}},
+    "least": {"optimizer": "adamw8bit", "machine": {"pack_weights": False, "gradient_checkpointing": True}},
+}
 
 
 # --- in a process of its own
@@ -70,8 +73,8 @@ def ours(models: Any, batch: Any, args: argparse.Namespace) -> Any:
     import torch
 
     if args.lean:
-        models.vae = models.text_encoder = torch.nn.Identity()  # as `machine.offload` has it between probes
-    trainer, rows = make_trainer(models, batch, args.compile, precision=args.precision, **LEAN if args.lean else {})
+        models.vae = models.text_encoder = torch.nn.Identity()
+    trainer, rows = make_trainer(models, batch, args.compile, precision=args.precision, **LEAN.get(args.lean, {}))
     numbers = itertools.count(1)
     return SimpleNamespace(step=lambda batch: trainer.step(next(numbers), rows).loss)
 
@@ -190,7 +193,8 @@ def start(args: argparse.Namespace, side: str) -> "subprocess.Popen[str]":
     command += ["--batch", str(args.batch), "--threads", str(args.threads), "--device", args.device]
     command += ["--precision", args.precision]
     command += [] if args.encode else ["--no-encode"]
-    command += [f"--{name}" for name in ("compile", "lean") if getattr(args, name)]
+    command += ["--compile"] if args.compile else []
+    command += ["--lean", args.lean] if args.lean else []
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -224,7 +228,7 @@ def main() -> None:
     parser.add_argument("--no-encode", dest="encode", action="store_false", help="leave the peer's encoders out")
     parser.add_argument("--precision", choices=("bf16", "fp32"), default="bf16", help="what both sides compute in")
     parser.add_argument("--compile", action="store_true", help="ours, on a GPU, with machine.compile")
-    parser.add_argument("--lean", action="store_true", help="ours, as `train --memory` has it where memory is short")
+    parser.add_argument("--lean", choices=LEAN, help="ours with less memory, as `train --memory` has it")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -84,7 +84,7 @@ def train_run(
             until_done.enter_context(alone_in(folder))
         data = share_data(settings, base, folder, world, force)
         # Before a new control's hints are scaled: what that frees, the first step need not have mapped again.
-        settle_freed_memory(base.device, saving=settings.machine.saves_memory)
+        settle_freed_memory(base.device, saving=settings.machine.gradient_checkpointing)
         kept = gather(base_weights(settings, base.device, newest_precision(folder / CHECKPOINTS)), world)[0]
         control = new_control(settings, base, data, kept)
         started = time.monotonic()

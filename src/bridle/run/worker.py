@@ -104,7 +104,7 @@ def measure(settings: RunSettings, phase: Phase, limit_bytes: int) -> dict[str, 
 def train_and_draw(settings: RunSettings, base: Base, phase: Phase) -> float:
     """What a run does, in its order. Returns: seconds per pair of training."""
     cache = random_cache(base, settings.data.size_px)
-    settle_freed_memory(base.device, saving=settings.machine.saves_memory)
+    settle_freed_memory(base.device, saving=settings.machine.gradient_checkpointing)
     kept = base_weights(settings, base.device)
     control = new_control(settings, base, RunData(settings.data, cast(Any, None), cache), kept)
     with offloaded(base, settings.machine.offload) as drawing:

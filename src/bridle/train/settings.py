@@ -181,11 +181,6 @@ class MachineSettings:
     compile: bool = False
     parallel: Literal["ddp", "fsdp"] = "ddp"
 
-    @property
-    def saves_memory(self) -> bool:
-        """Whether its peak matters most."""
-        return self.gradient_checkpointing or not self.pack_weights
-
     def __post_init__(self) -> None:
         require(self, "machine", 0, "workers")
         choose(self, "machine", "base_weights", "auto", "fp32", "bf16", "fp16")

@@ -91,7 +91,7 @@ class Trainer:
         self.inner = Denoiser(control, denoiser)
         self.sharded = self.world.size > 1 and self.machine.parallel == "fsdp"
         self.device = control.device
-        settle_freed_memory(self.device, saving=machine.saves_memory)
+        settle_freed_memory(self.device, saving=machine.gradient_checkpointing)
         self.precision = choose_precision(settings.precision, self.device, next(denoiser.parameters()).dtype)
         if next(denoiser.parameters()).dtype not in TYPES.values():
             kind, remedy = next(denoiser.parameters()).dtype, "load the base in one of these"
