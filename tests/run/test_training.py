@@ -271,7 +271,8 @@ def test_force_goes_on_with_a_run_that_began_otherwise(done: Done, tmp_path: Pat
 
 def test_a_run_without_a_checkpoint_may_begin_anew_under_other_settings(done: Done, tmp_path: Path) -> None:
     folder = copy_of(done, tmp_path)
-    shutil.rmtree(folder / "checkpoints")
+    for written in ("checkpoints", "control"):  # without the latter alone it is refused: there is something to lose
+        shutil.rmtree(folder / written)
     assert train_run(with_lr(done.settings), folder).outcome.step == STEPS
     assert read_run(folder) == with_lr(done.settings)
 

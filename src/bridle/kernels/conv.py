@@ -346,5 +346,4 @@ class Conv(Function):
             for_weight = weight_gradient(gradient, hidden, spec)
         if ctx.needs_input_grad[2]:
             for_bias = sum_rows(flat(gradient)).to(spec.conv.bias.dtype)
-        spec.spent()
         return for_hidden, for_weight, for_bias, None

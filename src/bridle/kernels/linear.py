@@ -57,5 +57,4 @@ class Linear(Function):
             for_weight = outer(rows, hidden.reshape(-1, hidden.shape[-1])).to(gradient_type(linear.weight))
         if ctx.needs_input_grad[2]:
             for_bias = sum_rows(rows).to(linear.bias.dtype)
-        ctx.layer.spent()
         return for_hidden, for_weight, for_bias, None

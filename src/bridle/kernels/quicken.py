@@ -31,8 +31,7 @@ def quicken(
         fixed: whether no weight changes while this lasts, so that all are worth packing; locked ones are anyway. What
             is packed takes as much memory again as the weights in bfloat16; in float32 only small weights have forms
             that last, see `conv.keeps`.
-        sparing: whether to pack none, and keep no other form of a weight for longer than it takes: less memory, more
-            time.
+        sparing: whether to pack none, and keep no other form of a weight either: less memory, more time.
 
     Returns: what makes the models as they were; calling it twice does no harm.
     """

@@ -98,8 +98,7 @@ class Layer:
 
     Args:
         fixed: whether the weight stays as it is for long, so that it is worth packing; a locked one does.
-        sparing: whether memory is worth more than time: forms are then kept for a trained weight alone, and no longer
-            than until its gradient is known.
+        sparing: whether memory is worth more than time: then no form of the weight is kept.
     """
 
     def __init__(self, module: Any, *, fixed: bool = False, sparing: bool = False) -> None:
@@ -118,15 +117,10 @@ class Layer:
     def form(self, name: str, form: Form, kind: torch.dtype = BF16) -> Tensor:
         """See `Working.get`."""
         weight = self.module.weight
-        if self.sparing and not self.trained:
+        if self.sparing:
             with torch.no_grad():
                 return form(weight.detach().to(kind))
         return working(self.module, "weight").get(weight, name, form, kind)
-
-    def spent(self) -> None:
-        """The weight's gradient is known."""
-        if self.sparing:
-            working(self.module, "weight").made = {}
 
     def bias(self, kind: torch.dtype = BF16) -> Any:
         return cast(self.module, "bias", kind)
