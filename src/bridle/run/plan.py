@@ -29,7 +29,7 @@ from bridle.train.regime import Phase, unlocks
 
 GIB = 2**30
 UNITS = {"MB": 10**6, "GB": 10**9, "MIB": 2**20, "GIB": GIB}
-WIDTH = 110  # of the table, in characters
+WIDTH = 120  # of the table, in characters
 LINKS: dict[Phase, str] = {"middle": "middle alone", "connected": "all", "unlocked": "all, base unlocked"}
 
 
