@@ -250,8 +250,20 @@ def test_a_copy_of_a_quickened_model_stands_alone(pair: Pair) -> None:
         assert control.conv_in.weight.any()
 
 
-def test_it_learns_as_the_plain_path_does(pair: Pair) -> None:
-    """Twelve steps from the same start: the same losses but for rounding, and they fall."""
+@pytest.mark.parametrize(("wanted_way", "off"), [("oneDNN's", 0.01), ("winograd", 0.02)])
+def test_it_learns_as_the_plain_path_does(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch, wanted_way: str, off: float
+) -> None:
+    """Twelve steps from the same start: the same losses but for rounding, and they fall.
+
+    Whichever way was measured to be fastest: Winograd's rounds three times as much as oneDNN's, the first of all.
+    """
+
+    def pick(shape: Any, make_ways: Any) -> str:
+        ways = list(make_ways())
+        return wanted_way if wanted_way in ways else ways[0]
+
+    monkeypatch.setattr(conv, "pick", pick)
     wanted = torch.randn(predict(pair).shape, generator=torch.Generator().manual_seed(1))
 
     def curve(models: Pair) -> Tensor:
@@ -270,7 +282,7 @@ def test_it_learns_as_the_plain_path_does(pair: Pair) -> None:
     quicken(*other)
     fast = curve(other)
     assert plain[-1] < plain[0]
-    torch.testing.assert_close(fast, plain, rtol=0.01, atol=0)
+    torch.testing.assert_close(fast, plain, rtol=off, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 8, 8), (3, 64, 4, 4), (2, 32, 1, 1)])
