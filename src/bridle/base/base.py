@@ -109,9 +109,8 @@ class Base:
         if self.vae is None:  # stock pipelines hand such pictures to NumPy as they are, which knows no bfloat16
             return
         self.halved = True
-        decoder = getattr(self.denoiser, "up_blocks", None)
-        own = [self.denoiser] if not but_copied else [] if decoder is None else [decoder]
-        for model in (*own, *self.encoders):
+        own = getattr(self.denoiser, "up_blocks", nn.ModuleList()) if but_copied else self.denoiser
+        for model in (own, *self.encoders):
             nn.Module.to(model, dtype)  # diffusers' own warns, of nothing in bases that are known here
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

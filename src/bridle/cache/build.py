@@ -20,6 +20,7 @@ from bridle.data.example import HELD_OUT, TRAIN, Example, Quarantined, Record
 from bridle.data.load import load_example, share_out
 from bridle.data.settings import DataSettings
 from bridle.data.sources import Source
+from bridle.data.words import counted
 from bridle.errors import CacheError, ConfigError, DataError
 
 QUARANTINE = "quarantine.jsonl"
@@ -181,7 +182,7 @@ def _say_what_is_held_out(samples: list[_Sample], writer: PairWriter, console: C
     chosen = sum(sample.split == HELD_OUT for sample in samples)
     held_out = sum(row.split == HELD_OUT for shard in writer.shards for row in shard.rows)
     if held_out < chosen:
-        console.print(f"{_count(held_out, 'pair')} held out in place of {chosen}: the rest could not be decoded")
+        console.print(f"{counted(held_out, 'pair')} held out in place of {chosen}: the rest could not be decoded")
 
 
 def _say_what_is_cut(captions: list[str], writer: PairWriter, encoders: Encoders, console: Console) -> None:
@@ -191,8 +192,8 @@ def _say_what_is_cut(captions: list[str], writer: PairWriter, encoders: Encoders
     if not cut:
         return
     name = next(row.id for shard in writer.shards for row in shard.rows if row.caption in cut).rpartition("#")[0]
-    counted = f"{len(cut)} of {len(captions) - 1} captions {'is' if len(cut) == 1 else 'are'} longer than {most} tokens"
-    console.print(f"{counted}; the rest is cut off, as the base does (such as {name})")
+    longer = f"{len(cut)} of {len(captions) - 1} captions {'is' if len(cut) == 1 else 'are'} longer than {most} tokens"
+    console.print(f"{longer}; the rest is cut off, as the base does (such as {name})")
 
 
 def _write_quarantine(folder: Path, quarantine: list[Quarantined], console: Console) -> None:
@@ -200,11 +201,11 @@ def _write_quarantine(folder: Path, quarantine: list[Quarantined], console: Cons
     write_text(folder / QUARANTINE, "".join(lines))
     if quarantine:
         verb = "was" if len(quarantine) == 1 else "were"
-        console.print(f"{_count(len(quarantine), 'pair')} {verb} set aside; see {folder / QUARANTINE}")
+        console.print(f"{counted(len(quarantine), 'pair')} {verb} set aside; see {folder / QUARANTINE}")
 
 
 def _nothing_left(source: Source, settings: DataSettings, undecodable: list[Quarantined]) -> DataError:
-    pairs = _count(len(source.records), "pair")
+    pairs = counted(len(source.records), "pair")
     if all(record.split == HELD_OUT for record in source.records):
         return DataError(f"{source.folder} holds out all of its {pairs}; set the split of some to train")
     if not share_out(source.records, settings.held_out)[0]:
@@ -220,10 +221,6 @@ def _remedy(pairs: int) -> str:
     """How some are left to train on."""
     more = "add pictures"
     return f"{more}, or hold out fewer: --set data.held_out=N with N below {pairs}" if pairs > 1 else more
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def _show_progress(samples: list[_Sample], batch: int, console: Console) -> Iterator[list[_Sample]]:

@@ -75,7 +75,7 @@ def to_hint(hint: Any, channels: int) -> Tensor:
     Raises: HintError: the type, the number of channels or the range does not fit.
     """
     if isinstance(hint, Image.Image):
-        hint = np.array(hint.convert("L" if channels == 1 else "RGB"))
+        hint = to_array(hint, channels)
     if isinstance(hint, np.ndarray):
         if hint.dtype != np.uint8:
             raise HintError(f"hint array has type {hint.dtype}; expected uint8 (0 to 255), or a tensor in [0, 1]")
@@ -91,6 +91,11 @@ def to_hint(hint: Any, channels: int) -> Tensor:
         raise HintError(f"hint has shape {list(hint.shape)}, which is no pixels at all; give a picture")
     check_range(hint)
     return hint.float().contiguous()  # or kernels for other layouts round the same pixels differently
+
+
+def to_array(picture: Image.Image, channels: int) -> np.ndarray:
+    """Uint8, [H, W] for a control of one channel, [H, W, 3] for any other."""
+    return np.array(picture.convert("L" if channels == 1 else "RGB"))
 
 
 def to_mask(mask: Any) -> Tensor:

@@ -20,6 +20,7 @@ from bridle.data.example import HELD_OUT as HELD_OUT_SPLIT
 from bridle.data.scenes import write_scenes
 from bridle.data.settings import DataSettings
 from bridle.data.sources import open_source
+from bridle.data.words import counted
 from bridle.errors import DataError
 from bridle.evaluate import sentence
 from bridle.evaluate.evaluate import HeldOutPair
@@ -84,8 +85,8 @@ def count_held_out(folder: Path) -> int:
     if any(record.split == HELD_OUT_SPLIT for record in records):
         return HELD_OUT
     if len(records) < FEWEST:
-        counted = f"{len(records)} pair{'' if len(records) == 1 else 's'}"
-        raise DataError(f"{folder} has {counted}; the demo trains on half and measures on half: give {FEWEST} or more")
+        remedy = f"the demo trains on half and measures on half: give {FEWEST} or more"
+        raise DataError(f"{folder} has {counted(len(records), 'pair')}; {remedy}")
     return min(HELD_OUT, len(records) // 2)
 
 

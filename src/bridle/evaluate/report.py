@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from bridle.atomic import write_bytes
+from bridle.data.words import counted
 from bridle.evaluate.gallery import (
     EXTRA,
     HIT,
@@ -68,7 +69,7 @@ def _page(title: str, body: str) -> str:
 
 
 def _opening(evaluation: Evaluation, title: str) -> str:
-    pairs, seeds = _count(len(evaluation.pairs), "held-out pair"), _count(len(evaluation.seeds), "seed")
+    pairs, seeds = counted(len(evaluation.pairs), "held-out pair"), counted(len(evaluation.seeds), "seed")
     measured = (
         f"{pairs}, {seeds} each, control scale {evaluation.scale:g}. Every picture was annotated again with "
         f"{escape(evaluation.condition)} and compared with its hint; the {evaluation.deciding.bound} is the target "
@@ -193,7 +194,3 @@ def _facts(evaluation: Evaluation, facts: Mapping[str, str]) -> str:
         f'<tr><th scope="row">{escape(name)}</th><td>{escape(str(value))}</td></tr>' for name, value in entries
     )
     return f'<h2>How it was made</h2><div class="card"><table class="facts"><tbody>{rows}</tbody></table></div>'
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

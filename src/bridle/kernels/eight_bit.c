@@ -7,7 +7,6 @@
 
 #include "numbers.h"
 
-#define EACH _Pragma("omp simd")
 #define BLOCK 256
 #define DECADES 7
 #define SMALLEST 1e-37f /* of what can be divided by; a block of less becomes zeros */

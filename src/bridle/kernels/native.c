@@ -6,7 +6,6 @@
 
 #include "numbers.h"
 
-#define EACH _Pragma("omp simd")
 #define BLOCK 512     /* elements that stay in the fastest cache between two loops */
 #define CHANNELS 4096 /* the most that a function sums at once; of a normalisation, two groups have no more */
 #define PARALLEL 8192 /* elements below which threads cost more than they give */

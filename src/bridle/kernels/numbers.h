@@ -9,6 +9,7 @@ typedef uint16_t bf16;
 typedef int64_t size;
 
 #define PRAGMA(x) _Pragma(#x)
+#define EACH PRAGMA(omp simd)
 #define SHARED(threads) PRAGMA(omp parallel for num_threads(threads) schedule(static))
 
 static inline size least(size a, size b) { return a < b ? a : b; }

@@ -9,7 +9,7 @@ from bridle.errors import ConfigError
 from bridle.run.launch import train_on_ray, train_processes
 from bridle.run.measure import apply_plan, plan_of
 from bridle.run.plan import fit
-from bridle.run.settings import RunSettings, check_run, has_begun, read_run
+from bridle.run.settings import CONTROL, RunSettings, check_run, has_begun, read_run
 from bridle.run.training import BEST, train_run
 from bridle.train.log import EVENTS, read_rows
 from bridle.train.parallel import World, share
@@ -119,5 +119,5 @@ def read_result(folder: Path) -> Result:
     verdict = (
         learned[0][0].upper() + learned[0][1:] if learned else "The probes do not show that the control is learned"
     )
-    there = [(folder / name).exists() for name in ("control", BEST)]
+    there = [(folder / name).exists() for name in (CONTROL, BEST)]
     return Result(ended["step"], ended["finished"], ended["message"], verdict + ".", *there)

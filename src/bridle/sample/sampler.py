@@ -20,7 +20,7 @@ from bridle.base.base import Base
 from bridle.base.tokens import quiet_about_cuts
 from bridle.control.attach import attach
 from bridle.control.control import Control
-from bridle.control.hint import to_hint
+from bridle.control.hint import to_array, to_hint
 from bridle.control.strength import Strength
 from bridle.errors import HintError, SampleError
 from bridle.kernels.precision import TYPES, Precision, choose_precision, computing
@@ -78,12 +78,10 @@ def generate(
     Raises: SampleError: the numbers differ, the family cannot do it, or a picture overflows. HintError: a hint does not
         fit.
     """
+    hints = to_arrays(hints, control.hint_channels if isinstance(control, Control) else 3)
     steering = settle(control, hints, settings)
     check_numbers(steering, prompts, negative_prompts, seeds)
-    all_hints = [
-        *to_arrays(hints),
-        *(hint for one in steering.values() for hint in one.hints),
-    ]  # also without control: their size
+    all_hints = [*hints, *(hint for one in steering.values() for hint in one.hints)]  # also without control: their size
     size_px = pick_size(base, all_hints, init, size_px)
     if init is not None and int(settings.steps * init.strength) < 1:
         raise SampleError(f"{settings.steps} steps at strength {init.strength} are no step at all; raise either")
@@ -215,29 +213,23 @@ def draw(
 
 
 def settle(
-    control: Control | Mapping[str, Steering] | None,
-    hints: Sequence[np.ndarray | Image.Image],
-    settings: SampleSettings,
+    control: Control | Mapping[str, Steering] | None, hints: Sequence[np.ndarray], settings: SampleSettings
 ) -> dict[str, Steering]:
     """All controls by name, the settings' scale in each one's; those that pull at nothing are left out."""
     if control is None:
         return {}
     if isinstance(control, Control):
-        control = {
-            "control": Steering(
-                control=control, hints=to_arrays(hints, control.hint_channels), strength=Strength(half=settings.half)
-            )
-        }
+        control = {"control": Steering(control=control, hints=hints, strength=Strength(half=settings.half))}
     scaled = {name: replace(one, strength=rescale(one.strength, settings.scale)) for name, one in control.items()}
     return {name: one for name, one in scaled.items() if one.strength.scale != 0}
 
 
-def to_arrays(hints: Sequence[np.ndarray | Image.Image], channels: int = 3) -> list[np.ndarray]:
+def to_arrays(hints: Sequence[np.ndarray | Image.Image], channels: int) -> list[np.ndarray]:
     """PIL images as arrays, [H, W] for a control of one channel. Raises: HintError: a hint is neither."""
     found = []
     for hint in hints:
         if isinstance(hint, Image.Image):
-            hint = np.array(hint.convert("L" if channels == 1 else "RGB"))
+            hint = to_array(hint, channels)
         if not isinstance(hint, np.ndarray):
             raise HintError(f"hint is a {type(hint).__name__}; expected a PIL image or a uint8 array [H, W, K]")
         found.append(hint)

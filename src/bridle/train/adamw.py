@@ -83,17 +83,9 @@ class DenseAdamW(AdamW):
             if forms is not None and cast is not None:
                 forms.renew(parameter)
 
-    def update(
-        self,
-        parameter: nn.Parameter,
-        gradient: Tensor,
-        state: Mapping[str, Tensor],
-        cast: Tensor | None,
-        scale: float,
-        *how: float,
-    ) -> None:
-        """One weight. Args: as `native.adamw` takes them."""
-        native.adamw(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], cast, scale, *how)
+    def update(self, parameter: nn.Parameter, gradient: Tensor, state: Mapping[str, Tensor], *rest: Any) -> None:
+        """One weight. Args: rest: what `native.adamw` takes, from `cast` on."""
+        native.adamw(parameter, gradient, state["exp_avg"], state["exp_avg_sq"], *rest)
 
 
 class DenseAdamW8bit(DenseAdamW):
@@ -113,21 +105,13 @@ class DenseAdamW8bit(DenseAdamW):
             state[largest] = torch.zeros(-(-parameter.numel() // eight_bit.BLOCK))
         return state
 
-    def update(
-        self,
-        parameter: nn.Parameter,
-        gradient: Tensor,
-        state: Mapping[str, Tensor],
-        cast: Tensor | None,
-        scale: float,
-        *how: float,
-    ) -> None:
+    def update(self, parameter: nn.Parameter, gradient: Tensor, state: Mapping[str, Tensor], *rest: Any) -> None:
         if parameter.numel() < eight_bit.LEAST:
-            native.adamw(parameter, gradient, state["state1"], state["state2"], cast, scale, *how)
+            native.adamw(parameter, gradient, state["state1"], state["state2"], *rest)
             return
         (_, first, largest_first), (_, second, largest_second) = moments_of(parameter)
         parts = state[first], state[second], state[largest_first], state[largest_second]
-        eight_bit.adamw(parameter, gradient, *parts, cast, scale, *how)
+        eight_bit.adamw(parameter, gradient, *parts, *rest)
 
 
 def moments_of(parameter: Tensor, *, other: bool = False) -> list[tuple[bool, str, str]]:
