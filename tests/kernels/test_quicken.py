@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from bridle.control.control import Control
 from bridle.control.text import Text
-from bridle.kernels import conv, native, winograd
+from bridle.kernels import conv, native, norm, outer, winograd
 from bridle.kernels.attention import WAYS, choose_attention, fits, set_processors
 from bridle.kernels.quicken import quicken, turn_weights
 
@@ -250,20 +250,19 @@ def test_a_copy_of_a_quickened_model_stands_alone(pair: Pair) -> None:
         assert control.conv_in.weight.any()
 
 
-@pytest.mark.parametrize(("wanted_way", "off"), [("oneDNN's", 0.01), ("winograd", 0.02)])
-def test_it_learns_as_the_plain_path_does(
-    pair: Pair, monkeypatch: pytest.MonkeyPatch, wanted_way: str, off: float
-) -> None:
+@pytest.mark.parametrize("wanted_way", ["the first", "winograd"])
+def test_it_learns_as_the_plain_path_does(pair: Pair, monkeypatch: pytest.MonkeyPatch, wanted_way: str) -> None:
     """Twelve steps from the same start: the same losses but for rounding, and they fall.
 
-    Whichever way was measured to be fastest: Winograd's rounds three times as much as oneDNN's, the first of all.
+    By named ways, the same on every machine: how far roundings carry over twelve steps is a matter of chance.
     """
 
     def pick(shape: Any, make_ways: Any) -> str:
         ways = list(make_ways())
         return wanted_way if wanted_way in ways else ways[0]
 
-    monkeypatch.setattr(conv, "pick", pick)
+    for module in (conv, norm, outer):
+        monkeypatch.setattr(module, "pick", pick)
     wanted = torch.randn(predict(pair).shape, generator=torch.Generator().manual_seed(1))
 
     def curve(models: Pair) -> Tensor:
@@ -282,7 +281,7 @@ def test_it_learns_as_the_plain_path_does(
     quicken(*other)
     fast = curve(other)
     assert plain[-1] < plain[0]
-    torch.testing.assert_close(fast, plain, rtol=off, atol=0)
+    torch.testing.assert_close(fast, plain, rtol=0.01, atol=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 32, 8, 8), (3, 64, 4, 4), (2, 32, 1, 1)])
